@@ -1,0 +1,66 @@
+# minivit. Needs Python >= 3.11, git and make. The first call installs into .venv;
+# after that nothing is installed again and nothing needs the network.
+#
+#   PYTHON=python3.12 make test          another interpreter
+#   UV_TORCH_BACKEND=cpu make book       PyTorch's CPU-only wheels (much smaller on Linux)
+
+PYTHON ?= $(if $(wildcard .venv/installed),.venv/bin/python,python3)
+BIN    := .venv/bin
+HTML   := _build/html/index.html
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install book test browser bench execute serve lint format lock repository clean distclean
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+install:  ## create .venv with the pinned tools (every target does so by itself)
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "'$(PYTHON)' was not found. Install Python 3.11 or newer, or name one:" \
+	       "PYTHON=python3.12 make ..." >&2; exit 1; }
+	@$(PYTHON) tools/install.py
+
+book: install  ## build the book strictly: any warning is an error
+	@$(BIN)/jupyter-book build -n -W --keep-going .
+	@echo "The book: $(CURDIR)/$(HTML)"
+
+test: install  ## run every test and every chapter, outputs compared
+	$(PYTEST) -n 2 --dist loadfile --durations 15 \
+	  --nbval --nbval-current-env --nbval-cell-timeout 120 tests book
+
+browser: book  ## look at the built book with headless Chromium
+	$(PYTEST) -m browser tests
+
+bench: install  ## measure speed against other libraries
+	$(BIN)/pytest -m benchmark tests/benchmarks
+
+execute: install  ## run all chapters in place and store their outputs (or CHAPTERS="book/vit.ipynb")
+	$(BIN)/python tools/execute.py $(CHAPTERS)
+
+serve: book  ## build the book and show it on http://localhost:8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+lint: install  ## check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: install  ## put code and notebooks into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: install  ## renew constraints.txt from pyproject.toml and constraints.in
+	UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile pyproject.toml --all-extras --universal \
+	  --python-version 3.11 --constraint constraints.in --upgrade --quiet \
+	  --custom-compile-command "make lock" --output-file constraints.txt
+
+repository:  ## make URL=https://github.com/... the project's address everywhere
+	@$(PYTHON) tools/repository.py "$(URL)"
+
+clean:  ## remove what was built
+	rm -rf _build build .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find minivit tests tools book -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean  ## remove the environment too
+	rm -rf .venv minivit.egg-info
