@@ -1,0 +1,64 @@
+"""minivit: the Transformer and the Vision Transformer, readable and checked."""
+
+from .attention import MultiHeadAttention, attention, causal_mask, padding_mask
+from .generate import beam_search, greedy_search, sample
+from .layers import DropPath, FeedForward, LayerNorm, LayerScale
+from .positions import (
+    LearnedPositions,
+    SinusoidalPositions,
+    resample_positions,
+    rotate,
+    sinusoidal_positions,
+    sinusoidal_positions_2d,
+)
+from .train import evaluate, fit
+from .transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, Transformer
+from .vit import (
+    PatchEmbed,
+    ViT,
+    patchify,
+    unpatchify,
+    vit_b_16,
+    vit_b_32,
+    vit_l_16,
+    vit_s_4,
+    vit_s_16,
+    vit_ti_16,
+)
+
+__all__ = [
+    "Decoder",
+    "DecoderLayer",
+    "DropPath",
+    "Encoder",
+    "EncoderLayer",
+    "FeedForward",
+    "LayerNorm",
+    "LayerScale",
+    "LearnedPositions",
+    "MultiHeadAttention",
+    "PatchEmbed",
+    "SinusoidalPositions",
+    "Transformer",
+    "ViT",
+    "attention",
+    "beam_search",
+    "causal_mask",
+    "evaluate",
+    "fit",
+    "greedy_search",
+    "padding_mask",
+    "patchify",
+    "resample_positions",
+    "rotate",
+    "sample",
+    "sinusoidal_positions",
+    "sinusoidal_positions_2d",
+    "unpatchify",
+    "vit_b_16",
+    "vit_b_32",
+    "vit_l_16",
+    "vit_s_4",
+    "vit_s_16",
+    "vit_ti_16",
+]

@@ -1,0 +1,290 @@
+"""Figures that several chapters draw. Each function returns a matplotlib figure.
+
+Copy this file: it works alone; it needs matplotlib when a function is called.
+
+Letters for shapes: B batch, C channels, L queries, S keys, H heads, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "attention_maps",
+    "band",
+    "confusion_matrix",
+    "heatmap",
+    "images",
+    "learning_curves",
+    "use_style",
+]
+
+# Okabe and Ito's colours: told apart with any colour vision, on white.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+
+
+def use_style() -> None:
+    """Set the look of the book's figures: white ground, quiet axes, safe colours."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.2),
+            "figure.dpi": 150,
+            "figure.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "savefig.facecolor": "white",
+            "font.size": 10,
+            "axes.titlesize": 10,
+            "axes.prop_cycle": plt.cycler(color=COLOURS),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+            "image.cmap": "viridis",
+        }
+    )
+
+
+def images(
+    batch: Tensor,
+    *,
+    titles: Sequence[str] | None = None,
+    columns: int = 8,
+    size: float = 0.8,
+) -> Figure:
+    """Show images side by side.
+
+    Args:
+        batch: (B, C, height, width) in [0, 1], C = 1 (drawn as ink on paper) or 3.
+        titles: B texts above the images.
+        columns: images a row.
+        size: width of an image in inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: another shape, or a different number of titles.
+    """
+    import matplotlib.pyplot as plt
+
+    if batch.dim() != 4 or batch.size(1) not in (1, 3):
+        raise ValueError(
+            f"images must have shape (batch, 1 or 3, height, width), "
+            f"got {tuple(batch.shape)}"
+        )
+    if titles is not None and len(titles) != len(batch):
+        raise ValueError(f"got {len(batch)} images but {len(titles)} titles")
+    columns = min(columns, len(batch))
+    rows = -(-len(batch) // columns)
+    height = size * batch.size(2) / batch.size(3) + (0.3 if titles else 0.05)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(size * columns, height * rows), squeeze=False
+    )
+    for ax in axes.flat:
+        ax.axis("off")
+    for i, (ax, image) in enumerate(zip(axes.flat, batch.detach().cpu(), strict=False)):
+        pixels = image.permute(1, 2, 0).clamp(0, 1)  # (height, width, C)
+        ax.imshow(pixels, cmap="gray_r", vmin=0, vmax=1)
+        if titles is not None:
+            ax.set_title(titles[i], pad=3)
+    return fig
+
+
+def learning_curves(history: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw loss and accuracy by epoch, of training and, if it is there, validation.
+
+    Args:
+        history: what `minivit.fit` returns.
+
+    Returns:
+        The figure.
+    """
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, 2, figsize=(6.4, 2.6))
+    for ax, quantity in zip(axes, ("loss", "accuracy"), strict=True):
+        for part, label in (("train", "training"), ("val", "held out")):
+            if f"{part}_{quantity}" in history:
+                ax.plot(history["epoch"], history[f"{part}_{quantity}"], label=label)
+        ax.set(xlabel="epoch", title=quantity)
+    axes[0].set_ylim(bottom=0)
+    axes[1].legend(loc="lower right")
+    return fig
+
+
+def heatmap(
+    values: Tensor,
+    *,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str = "",
+    numbers: bool = False,
+    ax: Axes | None = None,
+    **imshow: Any,
+) -> Figure:
+    """Draw a matrix as colours.
+
+    Args:
+        values: (L, S).
+        rows: L labels.
+        columns: S labels.
+        xlabel: what the columns are.
+        ylabel: what the rows are.
+        title: above the picture.
+        numbers: write each value into its cell.
+        ax: where to draw; a new figure if not given.
+        imshow: handed to matplotlib's `imshow` (vmin, vmax, cmap, …).
+
+    Returns:
+        The figure.
+    """
+    import matplotlib.pyplot as plt
+
+    values = values.detach().cpu().float()
+    if ax is None:
+        _, ax = plt.subplots(figsize=(4.6, 3.6))
+    picture = ax.imshow(values, **imshow)
+    ax.grid(False)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if columns is not None:
+        turn = 45 if max(map(len, columns)) > 3 else 0
+        ax.set_xticks(range(len(columns)), columns, rotation=turn)
+    if rows is not None:
+        ax.set_yticks(range(len(rows)), rows)
+    if numbers:
+        for (i, j), value in zip(
+            torch.cartesian_prod(*map(torch.arange, values.shape)).tolist(),
+            values.flatten().tolist(),
+            strict=True,
+        ):
+            red, green, blue, _ = picture.cmap(picture.norm(value))
+            dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+            ax.text(
+                j,
+                i,
+                f"{value:.2f}" if values.is_floating_point() else f"{value}",
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if dark else "black",
+            )
+    ax.figure.colorbar(picture, ax=ax, shrink=0.85)
+    return ax.figure  # pyright: ignore[reportReturnType]
+
+
+def attention_maps(
+    weights: Tensor,
+    *,
+    queries: Sequence[str] | None = None,
+    keys: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
+    columns: int = 4,
+) -> Figure:
+    """Draw the attention weights of several heads on one colour scale.
+
+    Args:
+        weights: (H, L, S), rows sum to one.
+        queries: L labels of the rows.
+        keys: S labels of the columns.
+        titles: H texts above the maps; "head 1", … if not given.
+        columns: maps a row.
+
+    Returns:
+        The figure.
+    """
+    import matplotlib.pyplot as plt
+
+    heads = weights.size(0)
+    titles = titles or [f"head {h + 1}" for h in range(heads)]
+    columns = min(columns, heads)
+    rows = -(-heads // columns)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(6.4, 6.6 / columns * rows + 0.2), squeeze=False
+    )
+    picture = None
+    for ax in axes.flat[heads:]:
+        ax.axis("off")
+    for h, ax in enumerate(axes.flat[:heads]):
+        picture = ax.imshow(weights[h].detach().cpu().float(), vmin=0, vmax=1)
+        ax.grid(False)
+        ax.set_title(titles[h])
+        first_column, last_row = h % columns == 0, h + columns >= heads
+        if keys is None or not last_row:
+            ax.set_xticks([])
+        else:
+            ax.set_xticks(range(len(keys)), keys, rotation=90)
+        if queries is None or not first_column:
+            ax.set_yticks([])
+        else:
+            ax.set_yticks(range(len(queries)), queries)
+        if last_row:
+            ax.set_xlabel("key")
+        if first_column:
+            ax.set_ylabel("query")
+    fig.colorbar(picture, ax=axes, shrink=0.7, label="weight")
+    return fig
+
+
+def confusion_matrix(
+    labels: Tensor, predictions: Tensor, *, names: Sequence[str] | None = None
+) -> Figure:
+    """Draw how often each class was taken for each.
+
+    Args:
+        labels: (B,) true classes.
+        predictions: (B,) predicted classes.
+        names: K names of the classes; their numbers if not given.
+
+    Returns:
+        The figure.
+    """
+    import matplotlib.pyplot as plt
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    fig, ax = plt.subplots(figsize=(4.8, 4.4))
+    ConfusionMatrixDisplay.from_predictions(
+        labels.cpu().numpy(),
+        predictions.cpu().numpy(),
+        display_labels=names,
+        cmap="Blues",
+        ax=ax,
+        colorbar=False,
+    )
+    ax.grid(False)
+    ax.set(xlabel="predicted", ylabel="true")
+    return fig
+
+
+def band(x: Sequence[float], runs: Tensor, *, ax: Axes, label: str = "") -> None:
+    """Draw the mean of several runs as a line, lowest to highest as a band.
+
+    Args:
+        x: positions on the axis, one a column of `runs`.
+        runs: (seeds, len(x)) values.
+        ax: where to draw.
+        label: in the legend.
+    """
+    runs = runs.detach().cpu().float()
+    (line,) = ax.plot(x, runs.mean(dim=0), marker="o", markersize=3, label=label)
+    ax.fill_between(
+        x,
+        runs.amin(dim=0),
+        runs.amax(dim=0),
+        color=line.get_color(),
+        alpha=0.2,
+        linewidth=0,
+    )

@@ -1,0 +1,246 @@
+"""Positions: attention alone does not know the order of its tokens; these tell it.
+
+Copy this file: it works alone and needs torch only.
+
+Letters for shapes: B batch, L length, E embed, H heads, D head, N patches.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "LearnedPositions",
+    "SinusoidalPositions",
+    "resample_positions",
+    "rotate",
+    "sinusoidal_positions",
+    "sinusoidal_positions_2d",
+]
+
+
+def sinusoidal_positions(length: int, embed_dim: int) -> Tensor:
+    """Give each position a fixed vector of sines and cosines.
+
+    Feature 2i of position p is sin(p / 10000^(2i/E)), feature 2i+1 the cosine of
+    the same angle, for i = 0 … E/2 - 1.
+
+    Args:
+        length: L, number of positions.
+        embed_dim: E, width of each vector; even.
+
+    Returns:
+        (L, E), sines and cosines interleaved.
+
+    Raises:
+        ValueError: `length` is below one or `embed_dim` is not even.
+
+    Source:
+        Vaswani et al. 2017, section 3.5.
+    """
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    angles = torch.outer(
+        torch.arange(length, dtype=torch.float64), _frequencies(embed_dim)
+    )  # (L, E/2)
+    table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # (L, E)
+    return table.to(torch.get_default_dtype())
+
+
+def sinusoidal_positions_2d(height: int, width: int, embed_dim: int) -> Tensor:
+    """Give each grid cell its row in one half of the vector, its column in the other.
+
+    Args:
+        height: number of rows.
+        width: number of columns.
+        embed_dim: E, width of each vector; divisible by 4.
+
+    Returns:
+        (height * width, E), row by row, as `patchify` orders patches.
+
+    Raises:
+        ValueError: a size is below one or `embed_dim` is not divisible by 4.
+    """
+    if embed_dim < 4 or embed_dim % 4:
+        raise ValueError(f"embed_dim={embed_dim} must be divisible by 4")
+    rows = sinusoidal_positions(height, embed_dim // 2)
+    columns = sinusoidal_positions(width, embed_dim // 2)
+    return torch.cat(
+        [rows.repeat_interleave(width, dim=0), columns.repeat(height, 1)], dim=1
+    )  # (height * width, E)
+
+
+class SinusoidalPositions(nn.Module):
+    """Add sinusoidal positions to a sequence.
+
+    Args:
+        max_len: longest sequence that will come.
+        embed_dim: E, width of the tokens; even.
+
+    Raises:
+        ValueError: as `sinusoidal_positions`.
+    """
+
+    table: Tensor
+
+    def __init__(self, max_len: int, embed_dim: int) -> None:
+        super().__init__()
+        table = sinusoidal_positions(max_len, embed_dim)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, x: Tensor, *, start: int = 0) -> Tensor:
+        """Add the positions start, start + 1, … to the tokens.
+
+        Args:
+            x: (B, L, E).
+            start: position of the first token; above zero in cached decoding.
+
+        Returns:
+            (B, L, E).
+
+        Raises:
+            ValueError: the width differs or the sequence leaves the table.
+        """
+        return x + _slice(self.table, x, start)
+
+
+class LearnedPositions(nn.Module):
+    """Add a learned vector for each position to a sequence.
+
+    Args:
+        max_len: longest sequence that will come.
+        embed_dim: E, width of the tokens.
+
+    Raises:
+        ValueError: a size is below one.
+    """
+
+    def __init__(self, max_len: int, embed_dim: int) -> None:
+        super().__init__()
+        if max_len < 1 or embed_dim < 1:
+            raise ValueError(
+                f"max_len and embed_dim must be at least 1, "
+                f"got {max_len} and {embed_dim}"
+            )
+        self.table = nn.Parameter(torch.empty(max_len, embed_dim))
+        nn.init.normal_(self.table, std=0.02)
+
+    def forward(self, x: Tensor, *, start: int = 0) -> Tensor:
+        """Add the positions start, start + 1, … to the tokens.
+
+        Args:
+            x: (B, L, E).
+            start: position of the first token; above zero in cached decoding.
+
+        Returns:
+            (B, L, E).
+
+        Raises:
+            ValueError: the width differs or the sequence leaves the table.
+        """
+        return x + _slice(self.table, x, start)
+
+
+def rotate(x: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Turn each pair of features by an angle that grows with the position (rotary).
+
+    The pair (2i, 2i+1) of the vector at position p turns by p / 10000^(2i/D).
+    Done to queries and keys, their scores depend on the distance only.
+
+    Args:
+        x: (..., L, D) queries or keys, D even.
+        positions: (L,) positions, any real numbers; 0 … L-1 if not given.
+
+    Returns:
+        (..., L, D), each vector as long as before.
+
+    Raises:
+        ValueError: D is not even, or the positions do not match L.
+
+    Source:
+        Su et al. 2021, "RoFormer", equation 34.
+    """
+    length, dim = x.shape[-2:]
+    if positions is None:
+        positions = torch.arange(length, device=x.device)
+    if positions.shape != (length,):
+        raise ValueError(
+            f"positions must have shape ({length},), got {tuple(positions.shape)}"
+        )
+    angles = torch.outer(positions.double(), _frequencies(dim).to(x.device))
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)  # (L, D/2)
+    even, odd = x[..., 0::2], x[..., 1::2]  # (..., L, D/2)
+    turned = [even * cos - odd * sin, odd * cos + even * sin]
+    return torch.stack(turned, dim=-1).flatten(-2)  # (..., L, D)
+
+
+def resample_positions(
+    pos_embed: Tensor,
+    grid_size: int | tuple[int, int],
+    *,
+    old_grid_size: int | tuple[int, int] | None = None,
+    num_prefix_tokens: int = 1,
+) -> Tensor:
+    """Stretch the learned positions of an image grid to another grid (bicubic).
+
+    Args:
+        pos_embed: (1, num_prefix_tokens + N, E).
+        grid_size: patches per side of the new grid, or (rows, columns).
+        old_grid_size: the same of the present grid; square if not given.
+        num_prefix_tokens: tokens in front (CLS) whose positions are kept.
+
+    Returns:
+        (1, num_prefix_tokens + rows * columns, E).
+
+    Raises:
+        ValueError: the table does not have the size of the old grid.
+
+    Source:
+        Dosovitskiy et al. 2021, section 3.2 (fine-tuning at higher resolution).
+    """
+    if pos_embed.dim() != 3 or pos_embed.size(0) != 1:
+        raise ValueError(
+            f"pos_embed must have shape (1, tokens, width), "
+            f"got {tuple(pos_embed.shape)}"
+        )
+    prefix, grid = pos_embed.split(
+        [num_prefix_tokens, pos_embed.size(1) - num_prefix_tokens], dim=1
+    )
+    num_patches = grid.size(1)
+    old = _pair(round(num_patches**0.5) if old_grid_size is None else old_grid_size)
+    new = _pair(grid_size)
+    if old[0] * old[1] != num_patches:
+        raise ValueError(
+            f"{num_patches} patch positions do not form a grid of {old[0]} x {old[1]}"
+        )
+    if new == old:
+        return pos_embed
+    grid = grid.unflatten(1, old).permute(0, 3, 1, 2)  # (1, E, rows, columns)
+    exact = torch.promote_types(grid.dtype, torch.float32)  # half would be too coarse
+    grid = F.interpolate(
+        grid.to(exact), size=new, mode="bicubic", align_corners=False, antialias=True
+    )  # (1, E, new rows, new columns)
+    grid = grid.flatten(2).transpose(1, 2).to(pos_embed.dtype)  # (1, N, E)
+    return torch.cat([prefix, grid], dim=1)  # (1, 1+N, E)
+
+
+def _frequencies(dim: int) -> Tensor:
+    if dim < 2 or dim % 2:
+        raise ValueError(f"the width must be even, got {dim}")
+    return 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # (dim/2,)
+
+
+def _slice(table: Tensor, x: Tensor, start: int) -> Tensor:
+    max_len, embed_dim = table.shape
+    if x.size(-1) != embed_dim:
+        raise ValueError(f"tokens must be {embed_dim} wide, got {x.size(-1)}")
+    if start < 0 or start + x.size(-2) > max_len:
+        raise ValueError(
+            f"positions {start} to {start + x.size(-2) - 1} asked for, "
+            f"but the table has max_len={max_len}"
+        )
+    return table[start : start + x.size(-2)]  # (L, E)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

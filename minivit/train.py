@@ -1,0 +1,236 @@
+"""Training: one loop for every model of the book.
+
+Copy this file together with data.py; it needs tqdm beside torch.
+
+Letters for shapes: B batch, K classes.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .data import check_finite
+
+__all__ = ["evaluate", "fit", "warmup_cosine"]
+
+Data = Sequence[Tensor]
+History = dict[str, list[float]]
+
+
+def fit(
+    model: nn.Module,
+    train: Data,
+    *,
+    epochs: int,
+    val: Data | None = None,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    weight_decay: float = 0.05,
+    warmup: float = 0.1,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    clip: float | None = 1.0,
+    transform: Callable[..., Data] | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> History:
+    """Train a classifier, of images or of next tokens, in place.
+
+    AdamW; the learning rate rises linearly, then falls as a half cosine to zero.
+
+    Args:
+        model: called with all tensors of a batch but the last; returns logits
+            (B, ..., K).
+        train: tensors of equal length, inputs first and the targets last: integers
+            (B, ...).
+        epochs: how often every sample is seen.
+        val: data of the same form, evaluated after each epoch.
+        batch_size: B.
+        lr: highest learning rate.
+        weight_decay: AdamW's, on matrices only (not on biases, norms, positions).
+        warmup: share of all steps in which the learning rate rises.
+        label_smoothing: share of the target spread over all classes.
+        ignore_index: target that does not count (padding).
+        clip: largest norm of the gradient; None for no limit.
+        transform: called with the tensors of a training batch, returns such tensors
+            (augmentation; targets may become probabilities (B, K)).
+        seed: of the shuffling, and of all randomness inside.
+        progress: show a progress bar; by default in terminals only.
+
+    Returns:
+        Lists with one entry an epoch: "epoch", "lr", "train_loss", "train_accuracy",
+        and with `val` "val_loss" and "val_accuracy". Training figures are means over
+        the epoch's batches, as they were met.
+
+    Raises:
+        ValueError: an argument out of range, data of unequal length or not finite, or
+            a loss that is no longer finite.
+
+    Source:
+        Loshchilov and Hutter 2019 (AdamW); 2017, equation 5 (cosine).
+    """
+    from tqdm.auto import tqdm
+
+    _check_data("train", train)
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(
+            f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}"
+        )
+    steps = epochs * math.ceil(len(train[0]) / batch_size)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), lr=lr)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, steps, warmup)
+    )
+    device = next(model.parameters()).device
+    history: History = {"epoch": [], "lr": [], "train_loss": [], "train_accuracy": []}
+    disable = None if progress is None else not progress
+    with torch.random.fork_rng(), tqdm(total=steps, disable=disable) as bar:
+        torch.manual_seed(seed)
+        for epoch in range(1, epochs + 1):
+            model.train()
+            count = loss_sum = correct = 0.0
+            for rows in torch.randperm(len(train[0])).split(batch_size):
+                batch = [x[rows].to(device) for x in train]
+                if transform is not None:
+                    batch = list(transform(*batch))
+                logits, targets = model(*batch[:-1]), batch[-1]
+                loss = _loss(logits, targets, label_smoothing, ignore_index)
+                if not loss.isfinite():
+                    raise ValueError(
+                        f"the loss is {loss.item()} in epoch {epoch}: "
+                        f"lower lr={lr} or look for NaN in the model"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimizer.step()
+                scheduler.step()
+                hits, number = _hits(logits.detach(), targets, ignore_index)
+                count += number
+                correct += hits
+                loss_sum += loss.item() * number
+                bar.update()
+            history["epoch"].append(epoch)
+            history["lr"].append(scheduler.get_last_lr()[0])
+            history["train_loss"].append(loss_sum / count)
+            history["train_accuracy"].append(correct / count)
+            if val is not None:
+                result = evaluate(model, val, ignore_index=ignore_index)
+                for name, value in result.items():
+                    history.setdefault(f"val_{name}", []).append(value)
+            bar.set_postfix({k: f"{v[-1]:.4g}" for k, v in history.items()})
+    return history
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    data: Data,
+    *,
+    batch_size: int = 256,
+    ignore_index: int = -100,
+) -> dict[str, float]:
+    """Measure loss and accuracy in eval mode; the model's mode is restored.
+
+    Args:
+        model: as `fit`.
+        data: as `fit`.
+        batch_size: samples at a time.
+        ignore_index: target that does not count (padding).
+
+    Returns:
+        "loss", the mean cross-entropy, and "accuracy", between 0 and 1, both over all
+        targets that count.
+
+    Raises:
+        ValueError: data of unequal length, empty, or not finite.
+    """
+    _check_data("data", data)
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    count = loss_sum = correct = 0.0
+    for start in range(0, len(data[0]), batch_size):
+        batch = [x[start : start + batch_size].to(device) for x in data]
+        logits, targets = model(*batch[:-1]), batch[-1]
+        hits, number = _hits(logits, targets, ignore_index)
+        count += number
+        correct += hits
+        loss_sum += _loss(logits, targets, 0.0, ignore_index).item() * number
+    model.train(training)
+    return {"loss": loss_sum / count, "accuracy": correct / count}
+
+
+def warmup_cosine(step: int, steps: int, warmup: float = 0.1) -> float:
+    """Say which share of the highest learning rate a step uses.
+
+    Args:
+        step: 0 to `steps`.
+        steps: number of updates in all.
+        warmup: share of the steps in which the rate rises.
+
+    Returns:
+        A factor between 0 and 1.
+
+    Raises:
+        ValueError: `warmup` is not in [0, 1).
+
+    >>> [round(warmup_cosine(step, 10, 0.2), 2) for step in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    if not 0.0 <= warmup < 1.0:
+        raise ValueError(f"warmup must lie in [0, 1), got {warmup}")
+    rising = round(steps * warmup)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("the model has no parameter that requires a gradient")
+    return [
+        {
+            "params": [p for p in parameters if p.ndim == 2],
+            "weight_decay": weight_decay,
+        },
+        {"params": [p for p in parameters if p.ndim != 2], "weight_decay": 0.0},
+    ]
+
+
+def _loss(
+    logits: Tensor, targets: Tensor, label_smoothing: float, ignore_index: int
+) -> Tensor:
+    if targets.is_floating_point():  # probabilities, from mixup
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    return F.cross_entropy(
+        logits.flatten(0, -2),
+        targets.flatten(),
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+    )
+
+
+def _hits(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[int, int]:
+    """Count right answers, and answers that count."""
+    if targets.is_floating_point():
+        targets = targets.argmax(dim=-1)
+    counts = targets != ignore_index
+    hits = (logits.argmax(dim=-1) == targets) & counts
+    return int(hits.sum()), int(counts.sum())
+
+
+def _check_data(name: str, data: Data) -> None:
+    lengths = [len(x) for x in data]
+    if len(lengths) < 2 or len(set(lengths)) != 1 or lengths[0] == 0:
+        raise ValueError(
+            f"{name} must hold inputs and targets of one length above zero, "
+            f"got lengths {lengths}"
+        )
+    for x in data:
+        check_finite(x)

@@ -1,0 +1,335 @@
+"""The Vision Transformer: an image is cut into patches, and patches are tokens.
+
+Copy this file together with transformer.py, attention.py, positions.py and layers.py.
+
+Letters for shapes: B batch, C channels, P patch side, N patches, E embed, K classes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .transformer import Encoder
+
+__all__ = [
+    "PatchEmbed",
+    "ViT",
+    "patchify",
+    "unpatchify",
+    "vit_b_16",
+    "vit_b_32",
+    "vit_l_16",
+    "vit_s_4",
+    "vit_s_16",
+    "vit_ti_16",
+]
+
+Size = int | tuple[int, int]
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images into square patches, row by row, and flatten each.
+
+    Args:
+        images: (B, C, height, width); both sides divisible by the patch size.
+        patch_size: P, side of a patch in pixels.
+
+    Returns:
+        (B, N, P·P·C) with N = (height / P) · (width / P); inside a patch the order is
+        row, column, channel.
+
+    Raises:
+        ValueError: the images do not have four dimensions or cannot be cut evenly.
+
+    Source:
+        Dosovitskiy et al. 2021, section 3.1.
+    """
+    if images.dim() != 4 or 0 in images.shape:
+        raise ValueError(
+            f"images must have shape (batch, channels, height, width) with nothing "
+            f"empty, got {tuple(images.shape)}"
+        )
+    rows, columns = _grid((images.size(2), images.size(3)), patch_size)
+    grid = images.unflatten(3, (columns, patch_size))  # (B, C, height, columns, P)
+    grid = grid.unflatten(2, (rows, patch_size))  # (B, C, rows, P, columns, P)
+    grid = grid.permute(0, 2, 4, 3, 5, 1)  # (B, rows, columns, P, P, C)
+    return grid.flatten(3).flatten(1, 2)  # (B, N, P·P·C)
+
+
+def unpatchify(patches: Tensor, patch_size: int, image_size: Size) -> Tensor:
+    """Put the patches of `patchify` back together.
+
+    Args:
+        patches: (B, N, P·P·C).
+        patch_size: P, side of a patch in pixels.
+        image_size: side of the square images, or (height, width).
+
+    Returns:
+        (B, C, height, width).
+
+    Raises:
+        ValueError: number or length of the patches do not fit the size.
+    """
+    height, width = _pair(image_size)
+    rows, columns = _grid((height, width), patch_size)
+    if patches.dim() != 3 or patches.size(1) != rows * columns:
+        raise ValueError(
+            f"an image of {height} x {width} needs patches of shape "
+            f"(batch, {rows * columns}, …), got {tuple(patches.shape)}"
+        )
+    if patches.size(2) == 0 or patches.size(2) % patch_size**2:
+        raise ValueError(
+            f"a patch must hold patch_size² = {patch_size**2} pixels, "
+            f"got {patches.size(2)} numbers"
+        )
+    grid = patches.unflatten(2, (patch_size, patch_size, -1))  # (B, N, P, P, C)
+    grid = grid.unflatten(1, (rows, columns))  # (B, rows, columns, P, P, C)
+    grid = grid.permute(0, 5, 1, 3, 2, 4)  # (B, C, rows, P, columns, P)
+    return grid.flatten(4).flatten(2, 3)  # (B, C, height, width)
+
+
+class PatchEmbed(nn.Module):
+    """Turn an image into tokens: cut it into patches, map each to the model's width.
+
+    Args:
+        image_size: side of the square images, or (height, width).
+        patch_size: P, side of a patch in pixels.
+        in_channels: C.
+        embed_dim: E, width of the tokens.
+
+    Raises:
+        ValueError: the patch size does not divide the image size.
+
+    Source:
+        Dosovitskiy et al. 2021, equation 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: Size,
+        patch_size: int,
+        in_channels: int = 3,
+        embed_dim: int,
+    ) -> None:
+        super().__init__()
+        self.image_size = _pair(image_size)
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.grid_size = _grid(self.image_size, patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.proj = nn.Linear(patch_size**2 * in_channels, embed_dim)
+        nn.init.trunc_normal_(self.proj.weight, std=self.proj.in_features**-0.5)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed the patches.
+
+        Args:
+            images: (B, C, height, width).
+
+        Returns:
+            (B, N, E).
+
+        Raises:
+            ValueError: the images have another size or number of channels.
+        """
+        expected = (self.in_channels, *self.image_size)
+        if images.dim() != 4 or images.shape[1:] != expected or 0 in images.shape:
+            raise ValueError(
+                f"images must have shape (batch, {', '.join(map(str, expected))}) "
+                f"with batch >= 1, got {tuple(images.shape)}"
+            )
+        return self.proj(patchify(images, self.patch_size))
+
+
+class ViT(nn.Module):
+    """A Transformer encoder that reads patches and names what the image shows.
+
+    Args:
+        image_size: side of the square images, or (height, width).
+        patch_size: P, side of a patch in pixels.
+        in_channels: C.
+        num_classes: K.
+        embed_dim: E, width of the tokens.
+        num_layers: depth of the encoder.
+        num_heads: H, must divide E.
+        mlp_dim: width inside the feed-forward networks.
+        dropout: probability, on embeddings and as in the layers.
+        pool: "cls" reads the class from an extra token, "mean" from the average of
+            the patch tokens (there is no CLS token then).
+        drop_path: stochastic depth, as `Encoder`.
+        layer_scale: as `Encoder`.
+        norm_eps: eps of the layer normalisations.
+
+    Raises:
+        ValueError: sizes that do not fit, or an unknown `pool`.
+
+    Source:
+        Dosovitskiy et al. 2021, equations 1 to 4.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: Size,
+        patch_size: int,
+        in_channels: int = 3,
+        num_classes: int,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_dim: int,
+        dropout: float = 0.0,
+        pool: str = "cls",
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if pool not in ("cls", "mean"):
+            raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        self.pool = pool
+        self.patch_embed = PatchEmbed(
+            image_size=image_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            embed_dim=embed_dim,
+        )
+        num_tokens = self.patch_embed.num_patches
+        if pool == "cls":
+            num_tokens += 1
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim))
+        # Loud enough to be heard beside the patches: with the usual 0.02, a model that
+        # has few images learns them by heart before it learns where things are.
+        nn.init.normal_(self.pos_embed, std=0.2)
+        self.dropout = nn.Dropout(dropout)
+        self.encoder = Encoder(
+            embed_dim,
+            num_heads,
+            mlp_dim,
+            num_layers=num_layers,
+            dropout=dropout,
+            activation="gelu",
+            norm_first=True,
+            norm_eps=norm_eps,
+            drop_path=drop_path,
+            layer_scale=layer_scale,
+        )
+        self.head = nn.Linear(embed_dim, num_classes)
+        # All classes equally likely at first: the loss begins at ln K.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score every class.
+
+        Args:
+            images: (B, C, height, width).
+
+        Returns:
+            (B, K) logits.
+
+        Raises:
+            ValueError: the images have another size or number of channels.
+        """
+        tokens = self.features(images)
+        pooled = tokens[:, 0] if self.pool == "cls" else tokens.mean(dim=1)  # (B, E)
+        return self.head(pooled)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Describe the image by its tokens, as they leave the final normalisation.
+
+        Args:
+            images: (B, C, height, width).
+
+        Returns:
+            (B, 1+N, E), CLS first; (B, N, E) with mean pooling.
+
+        Raises:
+            ValueError: the images have another size or number of channels.
+        """
+        x = self.patch_embed(images)  # (B, N, E)
+        if self.pool == "cls":
+            cls = self.cls_token.expand(x.size(0), -1, -1)  # (B, 1, E)
+            x = torch.cat([cls, x], dim=1)  # (B, 1+N, E)
+        return self.encoder(self.dropout(x + self.pos_embed))
+
+
+def vit_ti_16(
+    *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
+) -> ViT:
+    """ViT-Ti/16 (tiny) of Touvron et al. 2021, table 1: 5.7 million parameters."""
+    return _vit(192, 12, 3, 16, num_classes, image_size, dropout)
+
+
+def vit_s_16(
+    *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
+) -> ViT:
+    """ViT-S/16 (small) of Touvron et al. 2021, table 1: 22 million parameters."""
+    return _vit(384, 12, 6, 16, num_classes, image_size, dropout)
+
+
+def vit_b_16(
+    *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
+) -> ViT:
+    """ViT-B/16 (base) of Dosovitskiy et al. 2021, table 1: 86 million parameters."""
+    return _vit(768, 12, 12, 16, num_classes, image_size, dropout)
+
+
+def vit_b_32(
+    *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
+) -> ViT:
+    """ViT-B/32 (base, large patches) of Dosovitskiy et al. 2021."""
+    return _vit(768, 12, 12, 32, num_classes, image_size, dropout)
+
+
+def vit_l_16(
+    *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
+) -> ViT:
+    """ViT-L/16 (large) of Dosovitskiy et al. 2021, table 1: 304 million parameters."""
+    return _vit(1024, 24, 16, 16, num_classes, image_size, dropout)
+
+
+def vit_s_4(
+    *, num_classes: int = 10, image_size: Size = 32, dropout: float = 0.0
+) -> ViT:
+    """ViT for images of 32 pixels: patches of 4, width 384, 9 layers, 6 heads."""
+    return _vit(384, 9, 6, 4, num_classes, image_size, dropout)
+
+
+def _vit(
+    embed_dim: int,
+    num_layers: int,
+    num_heads: int,
+    patch_size: int,
+    num_classes: int,
+    image_size: Size,
+    dropout: float,
+) -> ViT:
+    return ViT(
+        image_size=image_size,
+        patch_size=patch_size,
+        num_classes=num_classes,
+        embed_dim=embed_dim,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        mlp_dim=4 * embed_dim,
+        dropout=dropout,
+    )
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    height, width = image_size
+    if patch_size < 1 or height < 1 or height % patch_size or width % patch_size:
+        raise ValueError(
+            f"image size {height} x {width} must be divisible by "
+            f"patch_size={patch_size}"
+        )
+    return height // patch_size, width // patch_size
