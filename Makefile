@@ -56,7 +56,7 @@ lock: install  ## renew constraints.txt from pyproject.toml and constraints.in
 	  --custom-compile-command "make lock" --output-file constraints.txt
 
 repository:  ## make URL=https://github.com/... the project's address everywhere
-	@$(PYTHON) tools/repository.py "$(URL)"
+	@$(PYTHON) tools/repository.py "$$URL"
 
 clean:  ## remove what was built
 	rm -rf _build build .pytest_cache .ruff_cache .hypothesis .benchmarks
