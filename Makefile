@@ -21,8 +21,9 @@ install:  ## create .venv with the pinned tools (every target does so by itself)
 	       "PYTHON=python3.12 make ..." >&2; exit 1; }
 	@$(PYTHON) tools/install.py
 
+# --all: what an earlier build warned of would not be said again.
 book: install  ## build the book strictly: any warning is an error
-	@$(BIN)/jupyter-book build -n -W --keep-going .
+	@$(BIN)/jupyter-book build --all -n -W --keep-going .
 	@echo "The book: $(CURDIR)/$(HTML)"
 
 test: install  ## run every test and every chapter, outputs compared
