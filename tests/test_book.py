@@ -34,7 +34,7 @@ TAGS = {
 
 RUN_TIME = re.compile(r"\babout\s+\**(\d+)\s*(?:s|seconds)\b[^.]*two CPU cores")
 DIRECTIVE = re.compile(
-    r"^(?:`{3,}|:{3,}|~{3,})\{(exercise|solution)(-start)?\} *(.*)$", re.M
+    r"^(?:`{3,}|:{3,})\{(exercise|solution)(?:-start)?\} *(.*)$", re.M
 )
 MACHINE_PATH = re.compile(
     r"(?<![\w./])/(?:home|root|tmp|work|Users|private|opt|mnt|var)/\w|\b[A-Z]:\\\w"
