@@ -66,8 +66,8 @@ def fit(
         the epoch's batches, as they were met.
 
     Raises:
-        ValueError: an argument out of range, data of unequal length or not finite, or
-            a loss that is no longer finite.
+        ValueError: an argument out of range, data of unequal length or not finite,
+            targets none of which counts, or a loss that is no longer finite.
 
     Source:
         Loshchilov and Hutter 2019 (AdamW); 2017, equation 5 (cosine).
@@ -79,6 +79,8 @@ def fit(
         raise ValueError(
             f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}"
         )
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
     steps = epochs * math.ceil(len(train[0]) / batch_size)
     optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), lr=lr)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -97,6 +99,12 @@ def fit(
                 if transform is not None:
                     batch = list(transform(*batch))
                 logits, targets = model(*batch[:-1]), batch[-1]
+                hits, number = _hits(logits.detach(), targets, ignore_index)
+                if number == 0:
+                    raise ValueError(
+                        f"all targets of a batch are {ignore_index}, which does not "
+                        f"count: nothing can be learnt from it"
+                    )
                 loss = _loss(logits, targets, label_smoothing, ignore_index)
                 if not loss.isfinite():
                     raise ValueError(
@@ -109,13 +117,12 @@ def fit(
                     nn.utils.clip_grad_norm_(model.parameters(), clip)
                 optimizer.step()
                 scheduler.step()
-                hits, number = _hits(logits.detach(), targets, ignore_index)
                 count += number
                 correct += hits
                 loss_sum += loss.item() * number
                 bar.update()
             history["epoch"].append(epoch)
-            history["lr"].append(scheduler.get_last_lr()[0])
+            history["lr"].append(float(scheduler.get_last_lr()[0]))
             history["train_loss"].append(loss_sum / count)
             history["train_accuracy"].append(correct / count)
             if val is not None:
@@ -147,21 +154,31 @@ def evaluate(
         targets that count.
 
     Raises:
-        ValueError: data of unequal length, empty, or not finite.
+        ValueError: data of unequal length, empty, not finite, or without a target that
+            counts.
     """
     _check_data("data", data)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     device = next(model.parameters()).device
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     count = loss_sum = correct = 0.0
-    for start in range(0, len(data[0]), batch_size):
-        batch = [x[start : start + batch_size].to(device) for x in data]
-        logits, targets = model(*batch[:-1]), batch[-1]
-        hits, number = _hits(logits, targets, ignore_index)
-        count += number
-        correct += hits
-        loss_sum += _loss(logits, targets, 0.0, ignore_index).item() * number
-    model.train(training)
+    try:
+        for start in range(0, len(data[0]), batch_size):
+            batch = [x[start : start + batch_size].to(device) for x in data]
+            logits, targets = model(*batch[:-1]), batch[-1]
+            hits, number = _hits(logits, targets, ignore_index)
+            if number == 0:  # the mean over no target would be NaN
+                continue
+            count += number
+            correct += hits
+            loss_sum += _loss(logits, targets, 0.0, ignore_index).item() * number
+    finally:
+        for module, training in modes:  # parts may be frozen in eval mode
+            module.training = training
+    if count == 0:
+        raise ValueError(f"all targets are {ignore_index}, which does not count")
     return {"loss": loss_sum / count, "accuracy": correct / count}
 
 
