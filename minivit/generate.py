@@ -151,7 +151,7 @@ def beam_search(
     """
     if beam_size < 1:
         raise ValueError(f"beam_size must be at least 1, got {beam_size}")
-    if length_penalty < 0:
+    if not length_penalty >= 0:
         raise ValueError(f"length_penalty must not be negative, got {length_penalty}")
     _check(model, bos_id, eos_id, max_len)
     batch, vocab, device = src.size(0), model.tgt_vocab_size, src.device
@@ -256,12 +256,13 @@ def _trim(ids: Tensor, pad_id: int) -> Tensor:
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
     """Switch dropout off while writing, and put the model back as it was."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:  # parts may be frozen in eval mode
+            module.training = training
 
 
 def _check(model: Any, bos_id: int, eos_id: int, max_len: int) -> None:
