@@ -75,11 +75,11 @@ def images(
         The figure.
 
     Raises:
-        ValueError: another shape, or a different number of titles.
+        ValueError: another shape, no image, or a different number of titles.
     """
     import matplotlib.pyplot as plt
 
-    if batch.dim() != 4 or batch.size(1) not in (1, 3):
+    if batch.dim() != 4 or batch.size(1) not in (1, 3) or 0 in batch.shape:
         raise ValueError(
             f"images must have shape (batch, 1 or 3, height, width), "
             f"got {tuple(batch.shape)}"
@@ -110,8 +110,15 @@ def learning_curves(history: Mapping[str, Sequence[float]]) -> Figure:
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: a list is missing.
     """
     import matplotlib.pyplot as plt
+
+    needed = ("epoch", "train_loss", "train_accuracy")
+    if not set(needed) <= set(history):
+        raise ValueError(f"history must hold {needed}, got {tuple(history)}")
 
     fig, axes = plt.subplots(1, 2, figsize=(6.4, 2.6))
     for ax, quantity in zip(axes, ("loss", "accuracy"), strict=True):
@@ -151,9 +158,20 @@ def heatmap(
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: another shape, or a different number of labels.
     """
     import matplotlib.pyplot as plt
 
+    if values.dim() != 2:
+        raise ValueError(f"values must have shape (L, S), got {tuple(values.shape)}")
+    for name, labels, size in zip(
+        ("rows", "columns"), (rows, columns), values.shape, strict=True
+    ):
+        if labels is not None and len(labels) != size:
+            raise ValueError(f"got {size} {name} but {len(labels)} labels")
+    form = ".2f" if values.is_floating_point() else ".0f"
     values = values.detach().cpu().float()
     if ax is None:
         _, ax = plt.subplots(figsize=(4.6, 3.6))
@@ -176,7 +194,7 @@ def heatmap(
             ax.text(
                 j,
                 i,
-                f"{value:.2f}" if values.is_floating_point() else f"{value}",
+                f"{value:{form}}",
                 ha="center",
                 va="center",
                 fontsize=9,
@@ -205,9 +223,18 @@ def attention_maps(
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: another shape, or a different number of titles.
     """
     import matplotlib.pyplot as plt
 
+    if weights.dim() != 3 or 0 in weights.shape:
+        raise ValueError(
+            f"weights must have shape (H, L, S), got {tuple(weights.shape)}"
+        )
+    if titles is not None and len(titles) != weights.size(0):
+        raise ValueError(f"got {weights.size(0)} maps but {len(titles)} titles")
     heads = weights.size(0)
     titles = titles or [f"head {h + 1}" for h in range(heads)]
     columns = min(columns, heads)
@@ -251,9 +278,18 @@ def confusion_matrix(
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: the two differ in shape.
     """
     import matplotlib.pyplot as plt
     from sklearn.metrics import ConfusionMatrixDisplay
+
+    if labels.dim() != 1 or labels.shape != predictions.shape:
+        raise ValueError(
+            f"labels and predictions must have one shape (B,), "
+            f"got {tuple(labels.shape)} and {tuple(predictions.shape)}"
+        )
 
     fig, ax = plt.subplots(figsize=(4.8, 4.4))
     ConfusionMatrixDisplay.from_predictions(
