@@ -332,6 +332,14 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
             f"key and value must have the same length, "
             f"got {key.size(-2)} and {value.size(-2)}"
         )
+    fronts = [x.shape[:-2] for x in (query, key, value)]
+    try:
+        torch.broadcast_shapes(*fronts)
+    except RuntimeError:
+        raise ValueError(
+            f"query, key and value must agree before the last two dimensions, "
+            f"got {', '.join(str(tuple(front)) for front in fronts)}"
+        ) from None
 
 
 def _check_mask(mask: Tensor, shape: torch.Size) -> None:

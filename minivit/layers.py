@@ -81,7 +81,7 @@ class FeedForward(nn.Module):
         dropout: probability of dropping a feature in between while training.
 
     Raises:
-        ValueError: an unknown activation.
+        ValueError: a size is below one, or an unknown activation.
 
     Source:
         Vaswani et al. 2017, equation 2 (ReLU); Hendrycks and Gimpel 2016 (GELU).
@@ -96,6 +96,11 @@ class FeedForward(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if embed_dim < 1 or mlp_dim < 1:
+            raise ValueError(
+                f"embed_dim and mlp_dim must be at least 1, "
+                f"got {embed_dim} and {mlp_dim}"
+            )
         if activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}"

@@ -155,11 +155,13 @@ def rotate(x: Tensor, positions: Tensor | None = None) -> Tensor:
         (..., L, D), each vector as long as before.
 
     Raises:
-        ValueError: D is not even, or the positions do not match L.
+        ValueError: x has no length, D is not even, or the positions do not match L.
 
     Source:
         Su et al. 2021, "RoFormer", equation 34.
     """
+    if x.dim() < 2:
+        raise ValueError(f"x must have shape (..., L, D), got {tuple(x.shape)}")
     length, dim = x.shape[-2:]
     if positions is None:
         positions = torch.arange(length, device=x.device)
@@ -193,7 +195,8 @@ def resample_positions(
         (1, num_prefix_tokens + rows * columns, E).
 
     Raises:
-        ValueError: the table does not have the size of the old grid.
+        ValueError: the table does not have the size of the old grid, or the new grid
+            has no patch.
 
     Source:
         Dosovitskiy et al. 2021, section 3.2 (fine-tuning at higher resolution).
@@ -202,6 +205,11 @@ def resample_positions(
         raise ValueError(
             f"pos_embed must have shape (1, tokens, width), "
             f"got {tuple(pos_embed.shape)}"
+        )
+    if not 0 <= num_prefix_tokens < pos_embed.size(1):
+        raise ValueError(
+            f"num_prefix_tokens={num_prefix_tokens} must leave patches of "
+            f"{pos_embed.size(1)} tokens"
         )
     prefix, grid = pos_embed.split(
         [num_prefix_tokens, pos_embed.size(1) - num_prefix_tokens], dim=1
@@ -213,6 +221,8 @@ def resample_positions(
         raise ValueError(
             f"{num_patches} patch positions do not form a grid of {old[0]} x {old[1]}"
         )
+    if min(new) < 1:
+        raise ValueError(f"the new grid must have a patch, got {new[0]} x {new[1]}")
     if new == old:
         return pos_embed
     grid = grid.unflatten(1, old).permute(0, 3, 1, 2)  # (1, E, rows, columns)

@@ -354,8 +354,8 @@ class Transformer(nn.Module):
         max_len: longest source or target.
 
     Raises:
-        ValueError: `pad_id` outside a vocabulary, vocabularies of different size that
-            are to be shared, or as the layers.
+        ValueError: a size below one, `pad_id` outside a vocabulary, vocabularies of
+            different size that are to be shared, or as the layers.
 
     Source:
         Vaswani et al. 2017; tied embeddings: section 3.4, Press and Wolf 2017.
@@ -380,6 +380,11 @@ class Transformer(nn.Module):
         max_len: int = 512,
     ) -> None:
         super().__init__()
+        if embed_dim < 1 or max_len < 1:
+            raise ValueError(
+                f"embed_dim and max_len must be at least 1, "
+                f"got embed_dim={embed_dim} and max_len={max_len}"
+            )
         if not 0 <= pad_id < min(src_vocab_size, tgt_vocab_size):
             raise ValueError(
                 f"pad_id={pad_id} must lie in both vocabularies, "
@@ -513,7 +518,7 @@ class Transformer(nn.Module):
         return (ids != self.pad_id)[:, None, None, :]  # (B, 1, 1, S)
 
     def _check_ids(self, name: str, ids: Tensor, vocab_size: int) -> None:
-        if ids.is_floating_point() or ids.dtype == torch.bool:
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise TypeError(f"{name} must hold integer token ids, got {ids.dtype}")
         if ids.dim() != 2 or 0 in ids.shape:
             raise ValueError(

@@ -97,7 +97,8 @@ class PatchEmbed(nn.Module):
         embed_dim: E, width of the tokens.
 
     Raises:
-        ValueError: the patch size does not divide the image size.
+        ValueError: the patch size does not divide the image size, or a size is below
+            one.
 
     Source:
         Dosovitskiy et al. 2021, equation 1.
@@ -112,6 +113,11 @@ class PatchEmbed(nn.Module):
         embed_dim: int,
     ) -> None:
         super().__init__()
+        if in_channels < 1 or embed_dim < 1:
+            raise ValueError(
+                f"in_channels and embed_dim must be at least 1, "
+                f"got {in_channels} and {embed_dim}"
+            )
         self.image_size = _pair(image_size)
         self.patch_size = patch_size
         self.in_channels = in_channels
@@ -131,8 +137,14 @@ class PatchEmbed(nn.Module):
             (B, N, E).
 
         Raises:
+            TypeError: the images are integers, as a file holds them.
             ValueError: the images have another size or number of channels.
         """
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images must be floating point (bytes divided by 255), "
+                f"got {images.dtype}"
+            )
         expected = (self.in_channels, *self.image_size)
         if images.dim() != 4 or images.shape[1:] != expected or 0 in images.shape:
             raise ValueError(
@@ -322,7 +334,11 @@ def _vit(
 
 
 def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    if isinstance(size, int):
+        return size, size
+    if len(size) != 2:
+        raise ValueError(f"image_size must be a side or (height, width), got {size}")
+    return size[0], size[1]
 
 
 def _grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
