@@ -96,7 +96,7 @@ def images(
         ax.axis("off")
     for i, (ax, image) in enumerate(zip(axes.flat, batch.detach().cpu(), strict=False)):
         pixels = image.permute(1, 2, 0).clamp(0, 1)  # (height, width, C)
-        ax.imshow(pixels, cmap="gray_r", vmin=0, vmax=1)
+        ax.imshow(pixels.numpy(), cmap="gray_r", vmin=0, vmax=1)
         if titles is not None:
             ax.set_title(titles[i], pad=3)
     return fig
@@ -175,7 +175,7 @@ def heatmap(
     values = values.detach().cpu().float()
     if ax is None:
         _, ax = plt.subplots(figsize=(4.6, 3.6))
-    picture = ax.imshow(values, **imshow)
+    picture = ax.imshow(values.numpy(), **imshow)
     ax.grid(False)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if columns is not None:
@@ -242,11 +242,10 @@ def attention_maps(
     fig, axes = plt.subplots(
         rows, columns, figsize=(6.4, 6.6 / columns * rows + 0.2), squeeze=False
     )
-    picture = None
     for ax in axes.flat[heads:]:
         ax.axis("off")
     for h, ax in enumerate(axes.flat[:heads]):
-        picture = ax.imshow(weights[h].detach().cpu().float(), vmin=0, vmax=1)
+        ax.imshow(weights[h].detach().cpu().float().numpy(), vmin=0, vmax=1)
         ax.grid(False)
         ax.set_title(titles[h])
         first_column, last_row = h % columns == 0, h + columns >= heads
@@ -262,7 +261,7 @@ def attention_maps(
             ax.set_xlabel("key")
         if first_column:
             ax.set_ylabel("query")
-    fig.colorbar(picture, ax=axes, shrink=0.7, label="weight")
+    fig.colorbar(axes.flat[0].images[0], ax=axes, shrink=0.7, label="weight")
     return fig
 
 
@@ -315,11 +314,13 @@ def band(x: Sequence[float], runs: Tensor, *, ax: Axes, label: str = "") -> None
         label: in the legend.
     """
     runs = runs.detach().cpu().float()
-    (line,) = ax.plot(x, runs.mean(dim=0), marker="o", markersize=3, label=label)
+    (line,) = ax.plot(
+        x, runs.mean(dim=0).numpy(), marker="o", markersize=3, label=label
+    )
     ax.fill_between(
         x,
-        runs.amin(dim=0),
-        runs.amax(dim=0),
+        runs.amin(dim=0).numpy(),
+        runs.amax(dim=0).numpy(),
         color=line.get_color(),
         alpha=0.2,
         linewidth=0,
