@@ -1,5 +1,6 @@
 """One address, written once; and the commands that the README promises."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,13 @@ MENTIONS = [
     *sorted(ROOT.glob("book/*.md")),
     *sorted(ROOT.glob("book/*.ipynb")),
 ]
+
+# `make test` tells the makes below it what it was told; these here begin afresh.
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS")
+}
 
 
 def addresses(path):
@@ -60,6 +68,7 @@ def make_repository(folder, url):
     return subprocess.run(
         ["make", "repository", f"URL={url}", f"PYTHON={sys.executable}"],
         cwd=folder,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
     )
@@ -98,7 +107,9 @@ def test_make_repository_refuses(copy, url):
 
 
 def test_help_lists_every_target():
-    output = subprocess.check_output(["make", "help"], cwd=ROOT, text=True)
+    output = subprocess.check_output(
+        ["make", "help"], cwd=ROOT, env=ENVIRONMENT, text=True
+    )
     makefile = (ROOT / "Makefile").read_text("utf-8")
     phony = re.search(r"^\.PHONY:(.*)$", makefile, re.M)[1].split()
     assert [line.split()[0] for line in output.splitlines()] == phony

@@ -39,7 +39,7 @@ def execute(path: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    # As in `make test`, or else a figure could depend on the number of cores.
+    # The run time that a chapter states is measured on two cores.
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     chapters = [Path(name) for name in arguments] or sorted(ROOT.glob("book/*.ipynb"))
     failed = 0
