@@ -25,6 +25,7 @@ FLOORS = {
     "vit": 2,
     "explain": 3,
     "check": 3,
+    "pretrained": 3,
 }
 
 # What a file of floor 0 may import at module level besides the standard library.
@@ -34,34 +35,45 @@ ALONE["checkpoint"] |= {"safetensors"}
 # What nobody should wait for who only wants a model.
 HEAVY = {"matplotlib", "torchvision", "sklearn", "timm"}
 
-FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
-GROUND_FLOOR = [path.stem for path in FILES if FLOORS.get(path.stem) == 0]
-each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+# A room is a file, or a folder of files with one name and one floor.
+ROOMS = {
+    path.stem: sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    for path in sorted(PACKAGE.iterdir())
+    if path.suffix == ".py" or (path / "__init__.py").exists()
+}
+del ROOMS["__init__"]  # only re-exports
+
+GROUND_FLOOR = [name for name in ROOMS if FLOORS.get(name) == 0]
+each_room = pytest.mark.parametrize("room", ROOMS)
 
 
-def imports(tree, file):
+def imports(tree, path):
     """Yield (module, inside the package?) for every import below ``tree``."""
+    package = path.relative_to(PACKAGE.parent).parts[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                top, _, rest = alias.name.partition(".")
-                own = top == "minivit"
-                yield (rest.split(".")[0] if own else top), own
+            targets = [tuple(alias.name.split(".")) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level <= 1, f"{file}: an import from above the package"
-            module = node.module or ""
-            own = node.level == 1 or module.split(".")[0] == "minivit"
-            if own and node.level == 0:
-                module = module.partition(".")[2]
-            if own and not module:  # from . import attention
-                yield from ((alias.name, True) for alias in node.names)
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*above, *(node.module or "").split(".")) if node.module else above
+            if module == ("minivit",):  # from . import attention
+                targets = [(*module, alias.name) for alias in node.names]
             else:
-                yield module.split(".")[0], own
+                targets = [module]
+        else:
+            continue
+        for target in targets:
+            own = target[0] == "minivit"
+            yield (target[1] if own and len(target) > 1 else target[0]), own
 
 
-def own_imports(path):
-    tree = ast.parse(path.read_text("utf-8"))
-    return {module for module, own in imports(tree, path.name) if own}
+def own_imports(room):
+    """The other rooms that a room imports, also those inside functions."""
+    found = set()
+    for path in ROOMS[room]:
+        tree = ast.parse(path.read_text("utf-8"))
+        found |= {module for module, own in imports(tree, path) if own}
+    return found - {room}
 
 
 def module_level(tree):
@@ -81,49 +93,50 @@ def module_level(tree):
     return Strip().visit(tree)
 
 
-def companions(name):
-    """All files that ``name`` needs beside it, directly or not."""
-    direct = own_imports(PACKAGE / f"{name}.py")
+def companions(room):
+    """All rooms that ``room`` needs beside it, directly or not."""
+    direct = own_imports(room)
     return direct.union(*map(companions, direct))
 
 
-@each_file
-def test_imports_point_down(path):
-    assert path.stem in FLOORS, f"{path.name} has no floor: add it to {__file__}"
-    for module in own_imports(path):
+@each_room
+def test_imports_point_down(room):
+    assert room in FLOORS, f"{room} has no floor: give it one in this file"
+    for module in own_imports(room):
         assert module in FLOORS, (
-            f"{path.name} imports {module!r} from minivit, which is no file of it; "
+            f"{room} imports {module!r} from minivit, which is no file of it; "
             "name the file that defines it"
         )
-        assert FLOORS[module] < FLOORS[path.stem], (
-            f"{path.name} (floor {FLOORS[path.stem]}) imports "
-            f"{module}.py (floor {FLOORS[module]})"
+        assert FLOORS[module] < FLOORS[room], (
+            f"{room} (floor {FLOORS[room]}) imports {module} (floor {FLOORS[module]})"
         )
 
 
-@each_file
-def test_heavy_imports_wait(path):
+@each_room
+def test_heavy_imports_wait(room):
     """Only functions that draw or load data import the libraries for it."""
-    tree = module_level(ast.parse(path.read_text("utf-8")))
-    found = {module for module, own in imports(tree, path.name) if not own}
-    assert not found & HEAVY
-    if path.stem in ALONE:
-        assert found - set(sys.stdlib_module_names) <= ALONE[path.stem]
+    for path in ROOMS[room]:
+        tree = module_level(ast.parse(path.read_text("utf-8")))
+        found = {module for module, own in imports(tree, path) if not own}
+        assert not found & HEAVY, path
+        if room in ALONE:
+            assert found - set(sys.stdlib_module_names) <= ALONE[room]
 
 
-@each_file
-def test_name_shadows_nothing(path):
+@each_room
+def test_name_shadows_nothing(room):
     """A copied file must not replace a module that other code imports."""
-    assert path.stem not in sys.stdlib_module_names
-    assert path.stem not in HEAVY | {"torch", "numpy", "safetensors"}
+    assert room not in sys.stdlib_module_names
+    assert room not in HEAVY | {"torch", "numpy", "safetensors"}
 
 
-@each_file
-def test_companions_are_named(path):
+@each_room
+def test_companions_are_named(room):
     """Who copies a file learns from its first lines which others to take along."""
-    docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
-    for name in companions(path.stem):
-        assert f"{name}.py" in docstring, f"{path.name} does not say it needs {name}.py"
+    head = ROOMS[room][0].read_text("utf-8")  # of a folder: its __init__.py
+    docstring = ast.get_docstring(ast.parse(head)) or ""
+    for name in companions(room):
+        assert f"{name}.py" in docstring, f"{room} does not say that it needs {name}.py"
 
 
 RUN_ALONE = """
