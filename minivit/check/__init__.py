@@ -1,0 +1,57 @@
+"""Find out what is wrong with an attention, a Transformer or a ViT, anybody's.
+
+Copy this folder together with vit.py, transformer.py, attention.py, positions.py,
+layers.py and generate.py.
+
+Two ways of knowing. Where the right answer is unique (a function), outputs are
+compared with the reference, and, if they differ, with a bank of known mistakes: a match
+names the mistake. Where the weights are the user's (a module), properties are tested
+that hold for any weights: the future must not change the past, padding must not change
+anything.
+
+    >>> from minivit import attention, check
+    >>> print(check.attention(attention))
+    attention: all 10 checks passed
+
+Letters for shapes: B batch, L queries, S keys, E embed, H heads, D head, N patches,
+K classes, V vocabulary.
+"""
+
+from .functions import (
+    accumulation,
+    attention,
+    causal_mask,
+    generate,
+    layer_norm,
+    padding_mask,
+    patchify,
+    sinusoidal_positions,
+    vocabulary,
+)
+from .modules import (
+    decoder_layer,
+    encoder_layer,
+    multi_head_attention,
+    transformer,
+    vit,
+)
+from .report import Finding, Report
+
+__all__ = [
+    "Finding",
+    "Report",
+    "accumulation",
+    "attention",
+    "causal_mask",
+    "decoder_layer",
+    "encoder_layer",
+    "generate",
+    "layer_norm",
+    "multi_head_attention",
+    "padding_mask",
+    "patchify",
+    "sinusoidal_positions",
+    "transformer",
+    "vit",
+    "vocabulary",
+]

@@ -1,0 +1,131 @@
+"""Findings, the report that holds them, and the loop that runs checks."""
+
+from __future__ import annotations
+
+import html
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        check: short name of what failed, such as "scale" or "causality".
+        symptom: what was seen.
+        cause: what that means.
+        look_at: where in the code to look.
+    """
+
+    check: str
+    symptom: str
+    cause: str
+    look_at: str
+
+
+@dataclass
+class Report:
+    """What a checker found; true if nothing is wrong.
+
+    Attributes:
+        subject: what was checked, such as "attention".
+        checks: names of the checks that ran, in order.
+        findings: what failed.
+    """
+
+    subject: str
+    checks: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return not self.findings
+
+    def __str__(self) -> str:
+        lines = [self._headline()]
+        for f in self.findings:
+            lines.append(f"  x {f.check:<12} {f.symptom}: {f.cause}")
+            lines.append(f"{'':17}look at: {f.look_at}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            "<tr>"
+            + "".join(
+                f"<td style='text-align:left'>{html.escape(text)}</td>"
+                for text in (f.check, f.symptom, f.cause, f.look_at)
+            )
+            + "</tr>"
+            for f in self.findings
+        )
+        head = "<tr><th>check</th><th>symptom</th><th>cause</th><th>look at</th></tr>"
+        table = f"<table>{head}{rows}</table>" if self.findings else ""
+        return f"<p><b>{html.escape(self._headline())}</b></p>{table}"
+
+    def _headline(self) -> str:
+        if self:
+            return f"{self.subject}: all {len(self.checks)} checks passed"
+        failed = len({f.check for f in self.findings})
+        return f"{self.subject}: {failed} of {len(self.checks)} checks failed"
+
+    def raise_if_failed(self) -> None:
+        """Raise an AssertionError with the report as its text; for pytest.
+
+        Raises:
+            AssertionError: something is wrong.
+        """
+        if not self:
+            raise AssertionError(str(self))
+
+
+# Where to look, said alike by several checks.
+SCALE_LINE = "the line that computes the scores"
+SOFTMAX_LINE = "the line with the softmax"
+MASK_LINE = "where the mask meets the scores"
+
+Check = Callable[[], Finding | None]
+
+
+def run(subject: str, checks: Sequence[tuple[str, Check]]) -> Report:
+    """Run the checks one by one, seeded; an exception is a finding, not a crash."""
+    report = Report(subject)
+    for name, check in checks:
+        report.checks.append(name)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                finding = check()
+        except Exception as error:
+            finding = from_exception(name, error)
+        if finding is not None:
+            report.findings.append(finding)
+        if finding is not None and name == "shape":
+            break  # nothing else can be compared
+    return report
+
+
+def from_exception(name: str, error: Exception) -> Finding:
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [
+        f for f in frames if f.filename != __file__ and "/torch/" not in f.filename
+    ]
+    where = f"{theirs[-1].name}, line {theirs[-1].lineno}" if theirs else "the call"
+    text = " ".join(str(error).split())
+    cause = "the code raises on a valid input"
+    if "without overflow" in text:
+        cause = "a constant such as -1e9 does not fit into half precision"
+    return Finding(name, f"{type(error).__name__}: {text[:200]}", cause, where)
+
+
+def close(a: Tensor, b: Tensor, tol: float = 1e-5) -> bool:
+    """Whether two tensors agree, up to `tol` of the larger one's size."""
+    if a.shape != b.shape:
+        return False
+    scale = max(float(b.detach().abs().max()), 1.0)
+    return bool(((a - b).abs() <= tol * scale).all())

@@ -1,0 +1,210 @@
+"""Looking inside: what attends to what, and whether that means anything.
+
+Copy this file together with vit.py, transformer.py, attention.py, positions.py and
+layers.py.
+
+Letters for shapes: B batch, H heads, L queries, S keys, N patches, E embed, C channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import MultiHeadAttention
+from .vit import ViT, patchify, unpatchify
+
+__all__ = [
+    "attention_maps",
+    "cls_attention",
+    "deletion_curve",
+    "patch_filters",
+    "position_similarity",
+    "rollout",
+]
+
+
+@torch.no_grad()
+def attention_maps(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
+    """Record the weights of every attention of a model while it runs.
+
+    Each attention is asked again with what it was given, its mask included, so that
+    the weights are those the model used.
+
+    Args:
+        model: any model built with `MultiHeadAttention`.
+        inputs: what the model is called with.
+
+    Returns:
+        One tensor (B, H, L, S) an attention, in the order in which they ran; rows sum
+        to one (or to zero where a mask hides everything).
+
+    Raises:
+        ValueError: the model has no `MultiHeadAttention`.
+    """
+    modules = [m for m in model.modules() if isinstance(m, MultiHeadAttention)]
+    if not modules:
+        raise ValueError(f"{type(model).__name__} has no MultiHeadAttention to look at")
+    maps: list[Tensor] = []
+
+    def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        assert isinstance(module, MultiHeadAttention)
+        maps.append(module.attend(*args, mask=kwargs.get("mask"))[1])
+
+    hooks = [m.register_forward_pre_hook(look, with_kwargs=True) for m in modules]
+    training = model.training
+    model.eval()
+    try:
+        model(*inputs)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return maps
+
+
+def cls_attention(weights: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """Lay out what the CLS token attends to as a picture over the patches.
+
+    Args:
+        weights: (..., 1+N, 1+N), an attention map or a rollout, CLS first.
+        grid_size: rows and columns of patches, with rows · columns = N.
+
+    Returns:
+        (..., rows, columns); what CLS gives to itself is left out.
+
+    Raises:
+        ValueError: the number of tokens does not fit the grid.
+    """
+    rows, columns = grid_size
+    if weights.size(-1) != 1 + rows * columns:
+        raise ValueError(
+            f"a grid of {rows} x {columns} patches and CLS makes "
+            f"{1 + rows * columns} tokens, got {weights.size(-1)}"
+        )
+    return weights[..., 0, 1:].unflatten(-1, (rows, columns))
+
+
+def rollout(maps: Sequence[Tensor]) -> Tensor:
+    """Follow attention through all layers, residual connections included.
+
+    Heads are averaged; half of each token is taken to come from the residual stream.
+
+    Args:
+        maps: (B, H, L, L) of each layer, first layer first.
+
+    Returns:
+        (B, L, L): how much of each input token (columns) is in each output (rows);
+        rows sum to one.
+
+    Raises:
+        ValueError: no maps, or maps that are not square and of one shape.
+
+    Source:
+        Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers",
+        equation 1.
+    """
+    shapes = {tuple(m.shape) for m in maps}
+    if len(shapes) != 1 or maps[0].dim() != 4 or maps[0].size(-1) != maps[0].size(-2):
+        raise ValueError(
+            f"rollout needs maps of one shape (B, H, L, L), got {sorted(shapes)}"
+        )
+    identity = torch.eye(maps[0].size(-1), device=maps[0].device, dtype=maps[0].dtype)
+    flow = identity.expand(maps[0].size(0), -1, -1)  # (B, L, L)
+    for weights in maps:
+        flow = (0.5 * weights.mean(dim=1) + 0.5 * identity) @ flow  # (B, L, L)
+    return flow
+
+
+def position_similarity(model: ViT) -> Tensor:
+    """Compare the learned positions of all patches with each other.
+
+    Args:
+        model: a `ViT`.
+
+    Returns:
+        (rows, columns, rows, columns): cosine similarity of the position at the first
+        two indices with that at the last two.
+    """
+    grid = model.patch_embed.grid_size
+    positions = model.pos_embed.detach()[0, -grid[0] * grid[1] :]  # (N, E)
+    positions = F.normalize(positions, dim=-1)
+    return (positions @ positions.T).unflatten(1, grid).unflatten(0, grid)
+
+
+def patch_filters(model: ViT, number: int) -> Tensor:
+    """Show the patterns that the patch projection is most sensitive to.
+
+    They are the leading right singular vectors of its weight: the directions in the
+    space of patches along which the tokens change most.
+
+    Args:
+        model: a `ViT`.
+        number: how many.
+
+    Returns:
+        (number, C, P, P), each of length one, most important first.
+
+    Raises:
+        ValueError: there are fewer than `number`.
+
+    Source:
+        Dosovitskiy et al. 2021, figure 7 (left).
+    """
+    embed = model.patch_embed
+    most = min(embed.proj.weight.shape)
+    if not 1 <= number <= most:
+        raise ValueError(f"number must lie between 1 and {most}, got {number}")
+    directions = torch.linalg.svd(embed.proj.weight.detach(), full_matrices=False).Vh
+    return unpatchify(directions[:number, None], embed.patch_size, embed.patch_size)
+
+
+@torch.no_grad()
+def deletion_curve(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    *,
+    patch_size: int,
+    fill: float = 0.0,
+) -> Tensor:
+    """Blank out patches one after the other, highest score first, and watch.
+
+    A ranking that knows what matters makes the accuracy fall early.
+
+    Args:
+        model: images -> logits (B, K).
+        images: (B, C, height, width).
+        labels: (B,).
+        scores: (B, N), or (B, rows, columns): what each patch is worth.
+        patch_size: P.
+        fill: value of a blank pixel.
+
+    Returns:
+        (N + 1,) accuracy with 0, 1, …, N patches blank.
+
+    Raises:
+        ValueError: the scores do not fit the patches.
+    """
+    patches = patchify(images, patch_size).clone()  # (B, N, P·P·C)
+    scores = scores.flatten(1)
+    if scores.shape != patches.shape[:2]:
+        raise ValueError(
+            f"scores must have shape {tuple(patches.shape[:2])}, "
+            f"got {tuple(scores.shape)}"
+        )
+    order = scores.argsort(dim=1, descending=True)  # (B, N)
+    size = (images.size(2), images.size(3))
+    rows = torch.arange(len(images))
+    training = model.training
+    model.eval()
+    accuracy = []
+    for step in range(patches.size(1) + 1):
+        if step > 0:
+            patches[rows, order[:, step - 1]] = fill
+        logits = model(unpatchify(patches, patch_size, size))
+        accuracy.append((logits.argmax(dim=-1) == labels).float().mean())
+    model.train(training)
+    return torch.stack(accuracy)
