@@ -1,14 +1,64 @@
-"""Data that needs no download: scanned digits and two photographs.
+"""Data that needs no download: scanned digits, two photographs, and dates in words.
 
-Copy this file: it works alone; the loaders need scikit-learn, which carries the data.
+Copy this file: it works alone; the loaders need scikit-learn, which carries the images.
 
-Letters for shapes: B batch, C channels.
+Letters for shapes: B batch, C channels, L length.
 """
+
+import random
+from collections.abc import Iterable, Sequence
+from datetime import date
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_finite", "load_digits", "load_photograph", "split"]
+__all__ = [
+    "DATE_FORMS",
+    "Characters",
+    "check_finite",
+    "date_pairs",
+    "load_digits",
+    "load_photograph",
+    "split",
+    "write_date",
+]
+
+# As people write dates. Left out is what no reader can decide: 3/4/2021 (April or
+# March?) and 3 Mar '21 (which century?). With dots the day comes first.
+DATE_FORMS = (
+    "{day} {month} {year}",  # 3 March 2021
+    "{month} {day}, {year}",  # March 3, 2021
+    "the {ordinal} of {month}, {year}",  # the 3rd of March, 2021
+    "{month:.3} {ordinal} {year}",  # Mar 3rd 2021
+    "{weekday}, {day} {month} {year}",  # Wednesday, 3 March 2021
+    "{weekday:.3} {day} {month:.3} {year}",  # Wed 3 Mar 2021
+    "{day:02}.{number:02}.{year}",  # 03.03.2021
+    "{year}/{number}/{day}",  # 2021/3/3
+)
+# Written out: the names that `strftime` gives depend on the machine's language.
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
+WEEKDAYS = [
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
+]
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
@@ -26,9 +76,9 @@ def load_digits() -> tuple[Tensor, Tensor]:
     """
     from sklearn.datasets import load_digits as load
 
-    digits = load()
-    images = torch.as_tensor(digits.images, dtype=torch.float32)[:, None] / 16.0
-    return check_finite(images), torch.as_tensor(digits.target, dtype=torch.long)
+    pixels, labels = load(return_X_y=True)
+    images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16.0
+    return check_finite(images), torch.as_tensor(labels, dtype=torch.long)
 
 
 def load_photograph(name: str) -> Tensor:
@@ -86,6 +136,137 @@ def split(
     )
     train, test = torch.from_numpy(train), torch.from_numpy(test)
     return (images[train], labels[train]), (images[test], labels[test])
+
+
+def write_date(day: date, form: str) -> str:
+    """Write a date as people do.
+
+    Args:
+        day: the date.
+        form: one of `DATE_FORMS`, or another text with their fields.
+
+    Returns:
+        The date in words and numbers.
+
+    >>> write_date(date(2021, 3, 3), "the {ordinal} of {month}, {year}")
+    'the 3rd of March, 2021'
+    """
+    teens = 11 <= day.day <= 13
+    ending = "th" if teens else {1: "st", 2: "nd", 3: "rd"}.get(day.day % 10, "th")
+    return form.format(
+        day=day.day,
+        ordinal=f"{day.day}{ending}",
+        month=MONTHS[day.month - 1],
+        number=day.month,
+        year=day.year,
+        weekday=WEEKDAYS[day.weekday()],
+    )
+
+
+def date_pairs(
+    train_size: int, test_size: int, *, seed: int = 0
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Draw different dates from 1900 to 2099, each in one form and in ISO 8601.
+
+    No date occurs twice, so no test date was seen in training, in whatever form.
+
+    Args:
+        train_size: number of training pairs.
+        test_size: number of test pairs.
+        seed: the same seed gives the same pairs.
+
+    Returns:
+        Training pairs and test pairs, such as ("March 3, 2021", "2021-03-03").
+
+    Raises:
+        ValueError: a size is below one, or there are not so many dates.
+    """
+    first, last = date(1900, 1, 1).toordinal(), date(2099, 12, 31).toordinal()
+    days = range(first, last + 1)
+    if train_size < 1 or test_size < 1 or train_size + test_size > len(days):
+        raise ValueError(
+            f"train_size and test_size must be at least 1 and add up to at most "
+            f"{len(days)}, got {train_size} and {test_size}"
+        )
+    draw = random.Random(seed)
+    pairs = [
+        (write_date(day, draw.choice(DATE_FORMS)), day.isoformat())
+        for day in map(date.fromordinal, draw.sample(days, train_size + test_size))
+    ]
+    return pairs[:train_size], pairs[train_size:]
+
+
+class Characters:
+    """A vocabulary of single characters, behind three special tokens.
+
+    Args:
+        texts: every character in them gets an id, from 3 on, in alphabetical order.
+
+    Attributes:
+        pad_id: fills up short sequences (0).
+        bos_id: begins a sequence (1).
+        eos_id: ends it (2).
+        tokens: what each id stands for.
+
+    >>> vocab = Characters(["banana"])
+    >>> vocab.encode(["ban", "an"], frame=True)
+    tensor([[1, 4, 3, 5, 2],
+            [1, 3, 5, 2, 0]])
+    >>> vocab.decode(torch.tensor([[1, 3, 5, 2, 0]]))
+    ['an']
+    """
+
+    pad_id, bos_id, eos_id = 0, 1, 2
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.tokens = ["<pad>", "<s>", "</s>", *sorted(set("".join(texts)))]
+        self._ids = {token: i for i, token in enumerate(self.tokens)}
+
+    def __len__(self) -> int:
+        """Count the tokens, the special ones included."""
+        return len(self.tokens)
+
+    def encode(self, texts: Sequence[str], *, frame: bool = False) -> Tensor:
+        """Turn texts into ids, filled up to the longest.
+
+        Args:
+            texts: B texts.
+            frame: put the start token before each and the end token after it.
+
+        Returns:
+            (B, L) integers.
+
+        Raises:
+            ValueError: no text, or a character that the vocabulary does not have.
+        """
+        if not texts:
+            raise ValueError("there is no text to encode")
+        unknown = sorted(set("".join(texts)) - self._ids.keys())
+        if unknown:
+            raise ValueError(f"the vocabulary does not have {unknown}")
+        before, after = ([self.bos_id], [self.eos_id]) if frame else ([], [])
+        rows = [[*before, *(self._ids[c] for c in text), *after] for text in texts]
+        ids = torch.full((len(rows), max(map(len, rows))), self.pad_id)  # (B, L)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        return ids
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Turn ids back into texts, each up to its end token.
+
+        Args:
+            ids: (B, L) integers; start token and padding are left out.
+
+        Returns:
+            B texts.
+        """
+        texts = []
+        for row in ids.tolist():
+            if self.eos_id in row:
+                row = row[: row.index(self.eos_id)]
+            skip = (self.pad_id, self.bos_id)
+            texts.append("".join(self.tokens[i] for i in row if i not in skip))
+        return texts
 
 
 def check_finite(x: Tensor) -> Tensor:
