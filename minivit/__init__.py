@@ -11,6 +11,7 @@ from .positions import (
     sinusoidal_positions,
     sinusoidal_positions_2d,
 )
+from .pretrained import pretrained
 from .train import evaluate, fit
 from .transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, Transformer
 from .vit import (
@@ -49,6 +50,7 @@ __all__ = [
     "greedy_search",
     "padding_mask",
     "patchify",
+    "pretrained",
     "resample_positions",
     "rotate",
     "sample",
