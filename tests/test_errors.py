@@ -512,6 +512,11 @@ DATA = [
         "NaN",
         "(1, 2)",
     ),
+    ("no dates", lambda: data.date_pairs(0, 5), V, "at least 1", "0 and 5"),
+    ("no test dates", lambda: data.date_pairs(5, 0), V, "at least 1", "5 and 0"),
+    ("all dates", lambda: data.date_pairs(10**5, 1), V, "73049", "100000 and 1"),
+    ("no text", lambda: data.Characters("ab").encode([]), V, "no text"),
+    ("character", lambda: data.Characters("ab").encode(["abxy"]), V, "'x', 'y'"),
     ("finite", lambda: data.check_finite(with_bad(INF, 2, 3)), V, "1 of 6", "(1, 2)"),
     ("-inf", lambda: data.check_finite(with_bad(-INF, 2, 3)), V, "1 of 6", "(1, 2)"),
 ]
