@@ -72,7 +72,7 @@ def fit(
     Source:
         Loshchilov and Hutter 2019 (AdamW); 2017, equation 5 (cosine).
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm  # .auto warns in notebooks without widgets
 
     _check_data("train", train)
     if epochs < 1 or batch_size < 1:
