@@ -26,3 +26,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def seed():
     """Start each test from the same random state, whatever ran before it."""
     torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print how often the checker was right, on mutants and on right ones."""
+    rates = {}
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            for name, kind in report.user_properties:
+                if name == "checker":
+                    counts = rates.setdefault(kind, [0, 0])
+                    counts[0] += outcome == "passed"
+                    counts[1] += 1
+    for kind, (right, total) in sorted(rates.items()):
+        terminalreporter.write_line(
+            f"minivit.check: {kind}: {right} of {total} ({right / total:.1%})"
+        )

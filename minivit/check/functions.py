@@ -81,7 +81,15 @@ def attention(
     base: list[Mistake] = [RIGHT]
 
     def shape() -> Finding | None:
-        return wrong_shape(call(q, k, v)[0], (2, 3, 5, 6))
+        output, _ = call(q, k, v)
+        if close(output, _attend(q, k, v)[1] @ k):
+            return Finding(
+                "values",
+                "outputs match weights · K",
+                "the weights mix the keys, not the values",
+                "the last product",
+            )
+        return wrong_shape(output, (2, 3, 5, 6))
 
     def values() -> Finding | None:
         output, _ = call(q, k, v)
@@ -280,15 +288,6 @@ def _variant(
     return fn
 
 
-def _swapped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Any:
-    _, weights = _attend(q, k, v, mask=mask)
-    return weights @ k, weights
-
-
-def _exponential(scores: Tensor) -> Tensor:
-    return scores.exp()
-
-
 RIGHT = Mistake("", "", "", "", lambda q, k, v, m: _attend(q, k, v, mask=m))
 UNKNOWN = Mistake("", "", "", "", RIGHT.fn)
 
@@ -382,7 +381,7 @@ ATTENTION_MISTAKES = [
         "outputs match exp(Q Kᵀ / √d) V",
         "the exponentials are not divided by their sum",
         SOFTMAX_LINE,
-        _variant(normalise=_exponential),
+        _variant(normalise=torch.exp),
     ),
     Mistake(
         "softmax",
@@ -404,13 +403,6 @@ ATTENTION_MISTAKES = [
         "a sigmoid stands where the softmax belongs",
         SOFTMAX_LINE,
         _variant(normalise=lambda scores: scores.sigmoid()),
-    ),
-    Mistake(
-        "values",
-        "outputs match weights · K",
-        "the weights mix the keys, not the values",
-        "the last product",
-        lambda q, k, v, m: _swapped(q, k, v, m),
     ),
 ]
 
@@ -450,8 +442,9 @@ MASK_MISTAKES = [
     ),
     Mistake(
         "mask",
-        "outputs match scores in which hidden keys are 0",
-        "the scores are multiplied by the mask; e⁰ = 1 is not nothing",
+        "outputs match scores in which hidden keys are 0, or as good as 0",
+        "the scores are multiplied by the mask, or filled with a tiny number such as "
+        "1e-9 instead of a very negative one; e⁰ = 1 is not nothing",
         MASK_LINE,
         _mask_variant(lambda scores, m: (scores * m).softmax(-1)),
     ),
@@ -461,13 +454,6 @@ MASK_MISTAKES = [
         "True and False were added as 1 and 0",
         MASK_LINE,
         _mask_variant(lambda scores, m: (scores + m).softmax(-1)),
-    ),
-    Mistake(
-        "mask",
-        "outputs match scores in which hidden keys are 1e-9",
-        "a tiny number stands where a very negative one (-inf) belongs",
-        MASK_LINE,
-        _mask_variant(lambda scores, m: scores.masked_fill(~m, 1e-9).softmax(-1)),
     ),
 ]
 

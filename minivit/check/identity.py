@@ -1,6 +1,5 @@
 """With identity matrices as projections, multi-head attention has a unique answer."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +8,14 @@ from torch import Tensor
 
 from ..attention import attention as _attend
 from .functions import ATTENTION_MISTAKES
-from .properties import random_input
+from .properties import copy_of, random_input
 from .report import Finding, close
 
 
 def wrong_heads(
     own: Any, call_on: Callable[[Any], Callable[..., Tensor]], dim: int, heads: int
 ) -> Finding | None:
-    plain = copy.deepcopy(own).double()
+    plain = copy_of(own).double()
     eye = torch.eye(dim, dtype=torch.float64)
     fused = False
     with torch.no_grad():

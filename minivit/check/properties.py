@@ -28,6 +28,16 @@ def change_of(x: Tensor) -> Tensor:
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
 
 
+def copy_of(module: Any) -> Any:
+    """Copy a module, also one that keeps tensors of its last call as attributes."""
+    kept = [value for m in module.modules() for value in vars(m).values()]
+    for value in list(kept):
+        if isinstance(value, (list, tuple)):
+            kept.extend(value)
+    tensors = [t for t in kept if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(module, {id(t): t.detach() for t in tensors})
+
+
 def moved_copy(module: Any) -> Any:
     """Copy a module in eval mode, with every weight moved a little.
 
@@ -35,7 +45,7 @@ def moved_copy(module: Any) -> Any:
     """
     if not isinstance(module, nn.Module):
         return module
-    own = copy.deepcopy(module).float().cpu().eval()
+    own = copy_of(module).float().cpu().eval()
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in own.parameters():
@@ -49,7 +59,7 @@ def moved_copy(module: Any) -> Any:
 def eval_copy(model: Any) -> Any:
     """Copy a module as it is, in eval mode."""
     if isinstance(model, nn.Module):
-        return copy.deepcopy(model).float().cpu().eval()
+        return copy_of(model).float().cpu().eval()
     return model
 
 
@@ -185,6 +195,21 @@ def mask_finding(hidden_ok: Tensor, visible_ok: Tensor) -> Finding | None:
     )
 
 
+def hidden_in_maps(weights: Tensor | None) -> Finding | None:
+    """Look for weight on future keys in maps (..., L, L) made with a causal mask."""
+    if weights is None:
+        return None
+    future = ~_causal_mask(weights.size(-1))
+    if bool((weights.detach()[..., future].abs() < 1e-6).all()):
+        return None
+    return Finding(
+        "map",
+        "the attention maps show keys that are hidden",
+        "the maps are collected without the mask",
+        "where the maps are collected",
+    )
+
+
 def leak_finding(training: bool) -> Finding:
     mode = "train" if training else "eval"
     return Finding(
@@ -231,7 +256,7 @@ def half_overflow(own: Any, call: Callable[..., Tensor], x: Tensor) -> Finding |
         return None
     mask = _causal_mask(x.size(1))
     for dtype in (torch.bfloat16, torch.float16):
-        m = copy.deepcopy(own).to(dtype)
+        m = copy_of(own).to(dtype)
         if not call(m, x.to(dtype), mask).isfinite().all():
             return Finding(
                 "half",
@@ -287,7 +312,7 @@ def broken_residual(own: Any, call: Callable[..., Tensor], x: Tensor) -> Finding
     """With every matrix at zero the branches are silent: only the residual remains."""
     if not isinstance(own, nn.Module):
         return None
-    plain = copy.deepcopy(own)
+    plain = copy_of(own)
     for name, p in plain.named_parameters():
         if p.ndim < 2:
             p.fill_(0.0 if name.endswith("bias") else 1.0)
@@ -336,14 +361,15 @@ def probabilities(out: Tensor) -> Finding | None:
     return None
 
 
-def large_first_loss(logits: Tensor, fresh: bool) -> Finding | None:
+def large_first_loss(logits: Tensor, fresh: bool, slack: float = 1.5) -> Finding | None:
+    """Compare the loss with that of guessing, ln K, plus some slack."""
     if not fresh:
         return None
     flat = logits.detach().flatten(0, -2)
     every = torch.arange(flat.size(-1)).repeat(len(flat), 1)  # each class once a row
     loss = float(F.cross_entropy(flat[:, :, None].expand(-1, -1, every.size(1)), every))
     expected = math.log(flat.size(-1))
-    if loss < expected + 1.5:
+    if loss < expected + slack:
         return None
     return Finding(
         "first loss",
@@ -359,7 +385,7 @@ def cannot_overfit(
     """Train a copy on one batch: whatever can learn at all can learn that by heart."""
     if not isinstance(model, nn.Module):
         return None
-    own = copy.deepcopy(model).float().cpu().train()
+    own = copy_of(model).float().cpu().train()
     own.requires_grad_(True)
     large = sum(p.numel() for p in own.parameters()) > 20_000_000
     steps, lr = (12, 1e-4) if large else (60, 2e-3)
@@ -384,10 +410,14 @@ def cannot_overfit(
     )
 
 
-def house_weights(own: Any) -> Callable[..., Tensor] | None:
-    if not isinstance(own, MultiHeadAttention):
-        return None
-    return lambda x, mask: own.attend(x, x, x, mask=mask)[1]
+def shown_weights(own: Any, x: Tensor, mask: dict[str, Any]) -> Tensor | None:
+    """The attention maps that a module shows: by `attend`, or second in a tuple."""
+    if isinstance(own, MultiHeadAttention):
+        return own.attend(x, x, x, **mask)[1]
+    result = own(x, x, x, **mask)
+    if isinstance(result, tuple) and len(result) > 1 and isinstance(result[1], Tensor):
+        return result[1]
+    return None
 
 
 def house_cached(own: Any) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -1,0 +1,174 @@
+"""Vision Transformers with one mistake each."""
+
+import math
+
+import torch
+from torch import nn
+
+from . import mutant
+from .modules import E, Layer
+
+SIZE, P, K = 16, 4, 6
+N = (SIZE // P) ** 2
+sizes = {"image_size": SIZE, "num_classes": K}
+
+
+class Vision(nn.Module):
+    """A right small ViT, for mutants to break one step of."""
+
+    tokens = N + 1
+
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(P * P * 3, E)
+        self.cls = nn.Parameter(torch.zeros(1, 1, E))
+        self.pos = nn.Parameter(torch.randn(1, self.tokens, E) * 0.1)
+        self.layers = nn.ModuleList([Layer(), Layer()])
+        self.norm, self.head = nn.LayerNorm(E), nn.Linear(E, K)
+
+    def cut(self, images):
+        x = images.unfold(2, P, P).unfold(3, P, P)
+        return x.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+
+    def embed(self, images):
+        x = self.project(self.cut(images))
+        return torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1) + self.pos
+
+    def encode(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def read(self, x):
+        return self.head(self.norm(x)[:, 0])
+
+    def forward(self, images):
+        return self.read(self.encode(self.embed(images)))
+
+
+@mutant("vit", "patches", "bare reshape", **sizes)
+class PatchesByReshape(Vision):
+    def cut(self, images):
+        return images.reshape(len(images), N, -1)
+
+
+@mutant("vit", "patches", "bare reshape", **sizes)
+class PatchesByReshapeChannelsLast(Vision):
+    def cut(self, images):
+        return images.permute(0, 2, 3, 1).reshape(len(images), N, -1)
+
+
+@mutant("vit", "patches", "", **sizes)
+class RowsInsteadOfPatches(Vision):
+    tokens = SIZE + 1
+
+    def cut(self, images):
+        return images.transpose(1, 2).flatten(2)  # one token a row of pixels
+
+
+@mutant("vit", "positions", "missing", **sizes)
+class WithoutPositions(Vision):
+    def embed(self, images):
+        x = self.project(self.cut(images))
+        return torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1)
+
+
+@mutant("vit", "positions", "[n]", **sizes)
+class PositionsReadAtOnePlace(Vision):
+    def embed(self, images):
+        x = self.project(self.cut(images))
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1)
+        return x + self.pos[:, x.size(1) - 1]
+
+
+@mutant("vit", "gradients", "CLS joined after", **sizes)
+class ClsAfterPositions(Vision):
+    def embed(self, images):
+        x = self.project(self.cut(images))
+        x = x + self.pos[:, : x.size(1)]
+        return torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1)
+
+
+@mutant("vit", "logits", "CrossEntropyLoss", **sizes)
+class SoftmaxAtTheEnd(Vision):
+    def read(self, x):
+        return super().read(x).softmax(-1)
+
+
+@mutant("vit", "pixels", "batch_first", **sizes)
+class BatchFirstForgotten(Vision):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.TransformerEncoderLayer(E, 4, 2 * E)])
+
+
+@mutant("vit", "norm", "after the pooling", norm_before_pool=True, **sizes)
+class NormAfterPooling(Vision):
+    def read(self, x):
+        return self.head(self.norm(x.mean(dim=1)))
+
+
+@mutant("vit", "scale", "", **sizes)
+class ScaledByModelWidth(Vision):
+    def encode(self, x):
+        for layer in self.layers:
+            y = layer.norm1(x)
+            qkv = (y @ layer.attention.in_proj_weight.T).unflatten(-1, (3, 4, -1))
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
+            weights = (q @ k.mT / math.sqrt(E)).softmax(-1)
+            x = x + layer.attention.out_proj((weights @ v).transpose(1, 2).flatten(2))
+            x = x + layer.think(layer.norm2(x))
+        return x
+
+
+@mutant("vit", "pixels", "left out", **sizes)
+class LastPatchesLeftOut(Vision):
+    def embed(self, images):
+        return super().embed(images)[:, : N // 2]
+
+
+@mutant("vit", "gradients", "never used", **sizes)
+class LastLayerSkipped(Vision):
+    def encode(self, x):
+        return self.layers[0](x)
+
+
+@mutant("vit", "pixels", "", **sizes)
+class ReadsWithoutAttention(Vision):
+    def encode(self, x):
+        for layer in self.layers:
+            x = x + layer.think(layer.norm2(x))
+        return x
+
+
+@mutant("vit", "repeatable", "dropout", **sizes)
+class DropoutInEval(Vision):
+    def encode(self, x):
+        return nn.functional.dropout(super().encode(x), 0.2)
+
+
+@mutant("vit", "overfit|gradients", "", **sizes)
+class FeaturesDetached(Vision):
+    def encode(self, x):
+        return super().encode(x).detach()
+
+
+@mutant("vit", "first loss", "too large", **sizes)
+class LogitsTooLarge(Vision):
+    def read(self, x):
+        return 30 * super().read(x)
+
+
+@mutant("vit", "shape", "expected", **sizes)
+class HeadOfTheFirstSample(Vision):
+    def read(self, x):
+        return self.head(self.norm(x)[0])
+
+
+@mutant("vit", "repeatable", "state", **sizes)
+class RunningMean(Vision):
+    def encode(self, x):
+        x = super().encode(x)
+        previous = getattr(self, "mean", torch.zeros(E))
+        self.mean = x.detach().mean(dim=(0, 1))
+        return x - previous
