@@ -39,10 +39,11 @@ from .properties import (
     tensor_in,
     unreached,
     width_of,
+    without_positions,
     wrong_shape,
 )
 from .report import MASK_LINE, SOFTMAX_LINE, Finding, Report, close, run
-from .scale import wrong_scale
+from .scores import wrong_scores
 
 
 def multi_head_attention(
@@ -165,7 +166,7 @@ def multi_head_attention(
         ("shape", lambda: wrong_shape(self_call(x), (3, 5, dim))),
         ("values", values),
         ("projection", output_projection),
-        ("scale", lambda: wrong_scale(lambda: self_call(x))),
+        ("scores", lambda: wrong_scores(lambda: self_call(x))),
         ("softmax", doubled),
         ("queries", queries_apart),
         ("batch", lambda: batch_leak(self_call, x)),
@@ -264,7 +265,7 @@ def encoder_layer(
         ("shape", lambda: wrong_shape(call(x), (3, 5, dim))),
         ("attention", attends),
         ("residual", lambda: broken_residual(own, lambda m, t: call_on(m)(t), x)),
-        ("scale", lambda: wrong_scale(lambda: call(x))),
+        ("scores", lambda: wrong_scores(lambda: call(x))),
         ("batch", lambda: batch_leak(call, x)),
         ("order", lambda: order_matters(call, x)),
         ("repeatable", lambda: not_repeatable(lambda: call(x), lambda: call(x * 2))),
@@ -376,7 +377,7 @@ def decoder_layer(
         ("memory", cross),
         ("memory order", memory_order),
         ("residual", lambda: broken_residual(own, lambda m, t: call_on(m)(t), x)),
-        ("scale", lambda: wrong_scale(lambda: call(x))),
+        ("scores", lambda: wrong_scores(lambda: call(x))),
         ("batch", lambda: batch_leak(call, x)),
         ("order", lambda: order_matters(call, x)),
         ("repeatable", lambda: not_repeatable(lambda: call(x), lambda: call(x * 2))),
@@ -571,7 +572,7 @@ def transformer(
             ("padding", padding),
             ("target padding", target_padding),
             ("batch", batch),
-            ("scale", lambda: wrong_scale(lambda: call(src, tgt))),
+            ("scores", lambda: wrong_scores(lambda: call(src, tgt))),
             ("cache", decoding),
             (
                 "repeatable",
@@ -659,6 +660,22 @@ def vit(
             "where positions are added",
         )
 
+    def order() -> Finding | None:
+        p = patch_footprints(call, x)[0]
+        plain = without_positions(own)
+        if p is None or plain is None:
+            return None
+        tokens = _vit.patchify(x, p)
+        turned = _vit.unpatchify(tokens.flip(1), p, (height, width))
+        if close(tensor_in(plain(x)), tensor_in(plain(turned)), 1e-3):
+            return None
+        return Finding(
+            "order",
+            "with positions at zero, shuffling the patches still changes the logits",
+            "a reshape mixes tokens with heads: merge heads with transpose and flatten",
+            "the reshapes around the heads",
+        )
+
     def pixels() -> Finding | None:
         image = x[:1].clone().requires_grad_()
         out = call(image)
@@ -707,10 +724,11 @@ def vit(
             ("shape", lambda: wrong_shape(call(x), (2, classes))),
             ("patches", patches),
             ("positions", positions),
+            ("order", order),
             ("pixels", pixels),
             ("norm", norm),
             ("batch", lambda: batch_leak(call, x)),
-            ("scale", lambda: wrong_scale(lambda: call(x))),
+            ("scores", lambda: wrong_scores(lambda: call(x))),
             (
                 "repeatable",
                 lambda: not_repeatable(lambda: call(x), lambda: call(x.flip(3))),

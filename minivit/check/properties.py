@@ -56,6 +56,22 @@ def moved_copy(module: Any) -> Any:
     return own
 
 
+def without_positions(own: Any) -> Any:
+    """Copy a model with its tables of positions at zero; None if it shows none."""
+    if not isinstance(own, nn.Module):
+        return None
+    plain = copy_of(own)
+    tables = [
+        t
+        for name, t in [*plain.named_parameters(), *plain.named_buffers()]
+        if "pos" in name.rsplit(".", 1)[-1] and t.is_floating_point() and t.ndim >= 2
+    ]
+    with torch.no_grad():
+        for t in tables:
+            t.zero_()
+    return plain if tables else None
+
+
 def eval_copy(model: Any) -> Any:
     """Copy a module as it is, in eval mode."""
     if isinstance(model, nn.Module):

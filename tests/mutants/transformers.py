@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from minivit import causal_mask, sinusoidal_positions
@@ -194,16 +195,35 @@ class CachePutsAllAtZero(Cached):
         return self.place(self.tgt_embed(tgt[:, -1:]))
 
 
-@mutant("transformer", "scale", "", **sizes)
-class ScaledByModelWidth(Translator):
+class PlainAttention(Translator):
+    """A right encoder whose attention is written out, for mutants to break."""
+
+    def weigh(self, scores):
+        return (scores / math.sqrt(E // 4)).softmax(-1)
+
     def encode(self, src):
         x = self.place(self.src_embed(src))
-        w_q, w_k, w_v = self.layer.attention.in_proj_weight.chunk(3)
-        heads = [
-            (x @ w.T).unflatten(-1, (4, -1)).transpose(1, 2) for w in (w_q, w_k, w_v)
-        ]
-        scores = heads[0] @ heads[1].mT / math.sqrt(E)
+        weight, bias = (
+            self.layer.attention.in_proj_weight,
+            self.layer.attention.in_proj_bias,
+        )
+        heads = (
+            F.linear(x, weight, bias).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+        )
+        scores = heads[0] @ heads[1].mT
         scores = scores.masked_fill(~self.source_mask(src), -torch.inf)
-        mixed = (scores.softmax(-1) @ heads[2]).transpose(1, 2).flatten(2)
+        mixed = (self.weigh(scores) @ heads[2]).transpose(1, 2).flatten(2)
         x = x + self.layer.attention.out_proj(mixed)
         return self.norm(x + self.layer.think(self.layer.norm2(x)))
+
+
+@mutant("transformer", "scale", "root of 24", **sizes)
+class ScaledByModelWidth(PlainAttention):
+    def weigh(self, scores):
+        return (scores / math.sqrt(E)).softmax(-1)
+
+
+@mutant("transformer", "softmax", "another axis", **sizes)
+class SoftmaxOverQueries(PlainAttention):
+    def weigh(self, scores):
+        return (scores.clamp(min=-1e4) / math.sqrt(E // 4)).softmax(-2)

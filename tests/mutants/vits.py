@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from . import mutant
@@ -108,17 +109,46 @@ class NormAfterPooling(Vision):
         return self.head(self.norm(x.mean(dim=1)))
 
 
-@mutant("vit", "scale", "", **sizes)
-class ScaledByModelWidth(Vision):
+class PlainAttention(Vision):
+    """A right ViT whose attention is written out, for mutants to break one step of."""
+
+    def mix(self, q, k, v):
+        return ((q @ k.mT / math.sqrt(q.size(-1))).softmax(-1) @ v).transpose(1, 2)
+
     def encode(self, x):
         for layer in self.layers:
             y = layer.norm1(x)
-            qkv = (y @ layer.attention.in_proj_weight.T).unflatten(-1, (3, 4, -1))
-            q, k, v = qkv.permute(2, 0, 3, 1, 4)
-            weights = (q @ k.mT / math.sqrt(E)).softmax(-1)
-            x = x + layer.attention.out_proj((weights @ v).transpose(1, 2).flatten(2))
+            weight, bias = layer.attention.in_proj_weight, layer.attention.in_proj_bias
+            qkv = F.linear(y, weight, bias).unflatten(-1, (3, 4, -1))
+            mixed = self.mix(*qkv.permute(2, 0, 3, 1, 4)).reshape(x.shape)
+            x = x + layer.attention.out_proj(mixed)
             x = x + layer.think(layer.norm2(x))
         return x
+
+
+@mutant("vit", "scale", "root of 24", **sizes)
+class ScaledByModelWidth(PlainAttention):
+    def mix(self, q, k, v):
+        return ((q @ k.mT / math.sqrt(E)).softmax(-1) @ v).transpose(1, 2)
+
+
+@mutant("vit", "softmax", "another axis", **sizes)
+class SoftmaxOverQueries(PlainAttention):
+    def mix(self, q, k, v):
+        return ((q @ k.mT / math.sqrt(q.size(-1))).softmax(-2) @ v).transpose(1, 2)
+
+
+@mutant("vit", "scale", "after the softmax", **sizes)
+class ScaledAfterSoftmax(PlainAttention):
+    def mix(self, q, k, v):
+        weights = (q @ k.mT).softmax(-1) / math.sqrt(q.size(-1))
+        return (weights @ v).transpose(1, 2)
+
+
+@mutant("vit", "order", "a reshape mixes", **sizes)
+class MergedWithoutTranspose(PlainAttention):
+    def mix(self, q, k, v):
+        return (q @ k.mT / math.sqrt(q.size(-1))).softmax(-1) @ v
 
 
 @mutant("vit", "pixels", "left out", **sizes)
