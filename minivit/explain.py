@@ -6,7 +6,8 @@ layers.py.
 Letters for shapes: B batch, H heads, L queries, S keys, N patches, E embed, C channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -53,12 +54,10 @@ def attention_maps(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
         maps.append(module.attend(*args, mask=kwargs.get("mask"))[1])
 
     hooks = [m.register_forward_pre_hook(look, with_kwargs=True) for m in modules]
-    training = model.training
-    model.eval()
     try:
-        model(*inputs)
+        with _evaluating(model):
+            model(*inputs)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return maps
@@ -137,7 +136,8 @@ def patch_filters(model: ViT, number: int) -> Tensor:
     """Show the patterns that the patch projection is most sensitive to.
 
     They are the leading right singular vectors of its weight: the directions in the
-    space of patches along which the tokens change most.
+    space of patches along which the tokens change most. A direction has no sign; here
+    its largest entry is positive, so that every machine draws the same picture.
 
     Args:
         model: a `ViT`.
@@ -157,6 +157,8 @@ def patch_filters(model: ViT, number: int) -> Tensor:
     if not 1 <= number <= most:
         raise ValueError(f"number must lie between 1 and {most}, got {number}")
     directions = torch.linalg.svd(embed.proj.weight.detach(), full_matrices=False).Vh
+    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
+    directions = directions * largest.sign()  # (min(E, P·P·C), P·P·C)
     return unpatchify(directions[:number, None], embed.patch_size, embed.patch_size)
 
 
@@ -172,7 +174,8 @@ def deletion_curve(
 ) -> Tensor:
     """Blank out patches one after the other, highest score first, and watch.
 
-    A ranking that knows what matters makes the accuracy fall early.
+    A ranking that knows what matters makes the accuracy fall early. Of equal scores
+    the first patch goes first.
 
     Args:
         model: images -> logits (B, K).
@@ -186,7 +189,7 @@ def deletion_curve(
         (N + 1,) accuracy with 0, 1, …, N patches blank.
 
     Raises:
-        ValueError: the scores do not fit the patches.
+        ValueError: the scores or the labels do not fit the patches.
     """
     patches = patchify(images, patch_size).clone()  # (B, N, P·P·C)
     scores = scores.flatten(1)
@@ -195,16 +198,31 @@ def deletion_curve(
             f"scores must have shape {tuple(patches.shape[:2])}, "
             f"got {tuple(scores.shape)}"
         )
-    order = scores.argsort(dim=1, descending=True)  # (B, N)
+    if labels.shape != patches.shape[:1]:
+        raise ValueError(
+            f"labels must have shape {tuple(patches.shape[:1])}, "
+            f"got {tuple(labels.shape)}"
+        )
+    order = scores.argsort(dim=1, descending=True, stable=True)  # (B, N)
     size = (images.size(2), images.size(3))
-    rows = torch.arange(len(images))
-    training = model.training
-    model.eval()
+    rows = torch.arange(len(images), device=images.device)
     accuracy = []
-    for step in range(patches.size(1) + 1):
-        if step > 0:
-            patches[rows, order[:, step - 1]] = fill
-        logits = model(unpatchify(patches, patch_size, size))
-        accuracy.append((logits.argmax(dim=-1) == labels).float().mean())
-    model.train(training)
+    with _evaluating(model):
+        for step in range(patches.size(1) + 1):
+            if step > 0:
+                patches[rows, order[:, step - 1]] = fill
+            logits = model(unpatchify(patches, patch_size, size))
+            accuracy.append((logits.argmax(dim=-1) == labels).float().mean())
     return torch.stack(accuracy)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Set eval mode, and afterwards every part's own mode again: some may be frozen."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
