@@ -50,7 +50,7 @@ def fit(
         val: data of the same form, evaluated after each epoch.
         batch_size: B.
         lr: highest learning rate.
-        weight_decay: AdamW's, on matrices only (not on biases, norms, positions).
+        weight_decay: AdamW's, on the weights of linear maps and convolutions only.
         warmup: share of all steps in which the learning rate rises.
         label_smoothing: share of the target spread over all classes.
         ignore_index: target that does not count (padding).
@@ -208,15 +208,15 @@ def warmup_cosine(step: int, steps: int, warmup: float = 0.1) -> float:
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
+    """Decay the weights of linear maps and convolutions; leave all else alone."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not named:
         raise ValueError("the model has no parameter that requires a gradient")
+    weights = [p for name, p in named if "weight" in name and p.ndim >= 2]
+    others = [p for name, p in named if not ("weight" in name and p.ndim >= 2)]
     return [
-        {
-            "params": [p for p in parameters if p.ndim == 2],
-            "weight_decay": weight_decay,
-        },
-        {"params": [p for p in parameters if p.ndim != 2], "weight_decay": 0.0},
+        {"params": weights, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minivit import ViT, evaluate, fit
+from minivit import LearnedPositions, ViT, evaluate, fit
 from minivit.train import _parameter_groups, warmup_cosine
 
 
@@ -208,6 +208,13 @@ def test_fit_follows_the_schedule():
     expected = [0.3 * warmup_cosine(2 * epoch, 20, 0.2) for epoch in range(1, 11)]
     assert history["lr"] == pytest.approx(expected)
     assert history["lr"][1] == pytest.approx(0.3)
+
+
+def test_weight_decay_spares_positions_and_reaches_convolutions():
+    table, conv = LearnedPositions(5, 8), nn.Conv2d(1, 4, 3)
+    decayed, free = _parameter_groups(nn.ModuleList([table, conv]), 0.3)
+    assert [p is conv.weight for p in decayed["params"]] == [True]
+    assert {id(p) for p in free["params"]} == {id(table.table), id(conv.bias)}
 
 
 def test_weight_decay_on_matrices_only():
