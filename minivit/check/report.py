@@ -103,8 +103,8 @@ def run(subject: str, checks: Sequence[tuple[str, Check]]) -> Report:
                 finding = check()
         except Exception as error:
             finding = from_exception(name, error)
-        if finding is not None:
-            report.findings.append(finding)
+        if finding and finding.check not in {f.check for f in report.findings}:
+            report.findings.append(finding)  # one mistake makes one finding
         if finding is not None and name == "shape":
             break  # nothing else can be compared
     return report
