@@ -40,7 +40,7 @@ bench: install  ## measure speed against other libraries
 	$(BIN)/pytest -m benchmark tests/benchmarks
 
 execute: install  ## run all chapters in place and store their outputs (or CHAPTERS="book/vit.ipynb")
-	$(BIN)/python tools/execute.py $(CHAPTERS)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/execute.py $(CHAPTERS)
 
 serve: book  ## build the book and show it on http://localhost:8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
