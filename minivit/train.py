@@ -50,7 +50,8 @@ def fit(
         val: data of the same form, evaluated after each epoch.
         batch_size: B.
         lr: highest learning rate.
-        weight_decay: AdamW's, on the weights of linear maps and convolutions only.
+        weight_decay: AdamW's, on the weights of maps and embeddings only (not on
+            biases, norms, positions).
         warmup: share of all steps in which the learning rate rises.
         label_smoothing: share of the target spread over all classes.
         ignore_index: target that does not count (padding).
@@ -208,7 +209,7 @@ def warmup_cosine(step: int, steps: int, warmup: float = 0.1) -> float:
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Decay the weights of linear maps and convolutions; leave all else alone."""
+    """Decay the weights of maps and embeddings; leave all else alone."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise ValueError("the model has no parameter that requires a gradient")
