@@ -118,6 +118,12 @@ def test_nothing_escapes_comparison(chapter):
         assert "NBVAL" not in cell.source, f"use a tag instead: {shown(cell)}"
 
 
+def test_no_semicolon_at_the_end(chapter):
+    """It hides an output when a reader runs the cell, but not when nbval does."""
+    for cell in chapter.code:
+        assert not cell.source.rstrip().endswith(";"), shown(cell)
+
+
 def test_no_machine_path(chapter):
     for cell in chapter.cells:
         texts = [cell.source]
