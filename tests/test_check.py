@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import vit_pytorch
 from mutants import MUTANTS
+from right import RIGHT as MORE
 from torch import nn
 from torchvision.models import VisionTransformer
 from transformers import ViTConfig, ViTForImageClassification
@@ -270,8 +271,18 @@ RIGHT = [
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("row", range(len(RIGHT)), ids=lambda i: f"{i}-{RIGHT[i][0]}")
 def test_right_ones_pass(row, seed, record_property):
+    passes(*RIGHT[row], seed, record_property)
+
+
+@pytest.mark.parametrize(
+    "row", range(len(MORE)), ids=lambda i: f"{MORE[i][0]}-{MORE[i][1].__name__}"
+)
+def test_other_styles_pass(row, record_property):
+    passes(*MORE[row], row, record_property)
+
+
+def passes(checker, make, options, seed, record_property):
     record_property("checker", "right implementations passed")
-    checker, make, options = RIGHT[row]
     torch.manual_seed(seed)
     report = getattr(check, checker)(make(), **options)
     assert report, str(report)
@@ -303,7 +314,7 @@ def times_root(q, k, v, mask=None):
 def test_report_reads_as_promised():
     report = check.attention(times_root)
     assert str(report) == (
-        "attention: 1 of 10 checks failed\n"
+        "attention: 1 of 12 checks failed\n"
         "  x scale        outputs match softmax(Q Kᵀ · √d): the scores are multiplied "
         "by √d, not divided\n"
         "                 look at: the line that computes the scores"
@@ -321,7 +332,7 @@ def test_report_reads_as_promised():
 def test_report_of_something_right():
     report = check.attention(minivit.attention)
     assert report
-    assert str(report) == "attention: all 10 checks passed"
+    assert str(report) == "attention: all 12 checks passed"
     assert "<table>" not in report._repr_html_()
     report.raise_if_failed()
 

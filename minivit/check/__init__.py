@@ -11,7 +11,7 @@ anything.
 
     >>> from minivit import attention, check
     >>> print(check.attention(attention))
-    attention: all 10 checks passed
+    attention: all 12 checks passed
 
 Letters for shapes: B batch, L queries, S keys, E embed, H heads, D head, N patches,
 K classes, V vocabulary.

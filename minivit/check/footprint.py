@@ -29,7 +29,9 @@ class _FirstTokens(torch.overrides.TorchFunctionMode):
 
 
 def patch_footprints(
-    call: Callable[[Tensor], Tensor], x: Tensor
+    call: Callable[[Tensor], Tensor],
+    x: Tensor,
+    patch: tuple[int, int] | None = None,
 ) -> tuple[int | None, Finding | None]:
     """Find the side of the patches, by the pixels that each token depends on."""
     image = x[:1].clone().requires_grad_()
@@ -53,17 +55,22 @@ def patch_footprints(
         seen = gradient[0] != 0  # (C, height, width)
         if not seen.any():
             continue  # a token that is no patch
+        if number * int(seen.sum()) != x[0].numel():
+            return None, None  # overlapping patches: not ours to judge
         rows, columns = seen.any(0).any(1).nonzero(), seen.any(0).any(0).nonzero()
         height = int(rows.max() - rows.min()) + 1
         width = int(columns.max() - columns.min()) + 1
+        if (height, width) == patch:
+            return None, None
         if height != width or int(seen.sum()) < 0.9 * height * width * x.size(1):
             return None, Finding(
                 "patches",
                 f"token {n} depends on pixels that do not fill one square",
-                "the image is cut by a bare reshape, without moving the axes",
+                "the image is cut by a bare reshape, without moving the axes (or say "
+                "patch_size=(height, width))",
                 "the cutting into patches",
             )
         side = height
-    if side is None or number * side * side != x.size(2) * x.size(3):
-        return None, None  # overlapping patches: not ours to judge
+    if side is None or side == 1:
+        return None, None
     return side, None

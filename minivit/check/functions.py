@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ from .properties import (
     change_of,
     changed_in_place,
     check_means,
+    copy_of,
+    in_half,
+    mask_as,
     not_repeatable,
     random_input,
     wrong_shape,
@@ -42,6 +45,7 @@ def attention(
     *,
     mask_name: str = "mask",
     mask_means: str = "look",
+    hidden_rows: bool = True,
 ) -> Report:
     """Check a function that computes scaled dot-product attention.
 
@@ -51,7 +55,10 @@ def attention(
             broadcasts to (B, H, L, S); returns the output (B, H, L, Dv), alone or
             first in a tuple whose second member is the weights (B, H, L, S) or None.
         mask_name: the name of its mask argument, such as "attn_mask".
-        mask_means: "look" if True lets a query see a key, "hide" if it hides it.
+        mask_means: "look" if True lets a query see a key, "hide" if it hides it, "add"
+            for a float mask, 0 or -inf, that is added to the scores.
+        hidden_rows: ask for zeros where a query may look nowhere; False if its callers
+            see to it that every query sees something.
 
     Returns:
         The report.
@@ -65,16 +72,19 @@ def attention(
     q, k, v = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
     mask = torch.rand(2, 1, 5, 7, generator=g) > 0.4
     mask[..., 0] = True  # every query sees something
+    first = torch.arange(7) == 0
 
     def call(
         q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         extra = {}
         if mask is not None:
-            extra[mask_name] = mask if mask_means == "look" else ~mask
+            extra[mask_name] = mask_as(mask, mask_means, q.dtype)
         result = fn(q, k, v, **extra)
         if isinstance(result, Tensor):
             return result, None
+        if isinstance(result, Mapping):
+            result = tuple(result.values())
         return result[0], result[1] if len(result) > 1 else None
 
     # Later checks are held against what the function does without a mask, be that right
@@ -100,6 +110,18 @@ def attention(
             if close(output, mistake.fn(q, k, v, None)[0]):
                 base[0] = mistake
                 return mistake.finding()
+        for n in range(1, 200):
+            for text, factor in ((f"√{n}", n**-0.5), (f"{n}", 1 / n)):
+                wrong = _variant(scale=lambda q, k, v, c=factor: c)
+                if close(output, wrong(q, k, v, None)[0]):
+                    base[0] = Mistake(
+                        "scale",
+                        f"outputs match softmax(Q Kᵀ / {text}) where Q is (2, 3, 5, 8)",
+                        "the scores are divided by another number than √d = √8",
+                        SCALE_LINE,
+                        wrong,
+                    )
+                    return base[0].finding()
         base[0] = UNKNOWN
         return Finding(
             "values",
@@ -146,19 +168,23 @@ def attention(
         inputs = [t.clone().requires_grad_() for t in (q, k, v)]
         output, _ = call(inputs[0], inputs[1], inputs[2], nothing)
         row = output[0, :, 2]
-        if row.isnan().any():
+        if row.isnan().any() and hidden_rows:
             return Finding(
                 "hidden row",
                 "a query that may look nowhere gives NaN",
                 "softmax over -inf alone is 0/0",
-                "the value that hidden scores are filled with",
+                "the value that hidden scores are filled with (or say "
+                "hidden_rows=False, if no caller ever hides all keys)",
             )
+        if not hidden_rows:
+            return None
         if base[0] is RIGHT and not close(row, torch.zeros_like(row)):
             return Finding(
                 "hidden row",
                 "a query that may look nowhere gives a mean of all values, not zeros",
                 "with every score equally low, the softmax is uniform",
-                "after the softmax: set the weights of hidden keys to zero",
+                "after the softmax: set the weights of hidden keys to zero (or say "
+                "hidden_rows=False, if no caller ever hides all keys)",
             )
         output.sum().backward()
         if not all(t.grad is None or t.grad.isfinite().all() for t in inputs):
@@ -173,7 +199,12 @@ def attention(
     def half() -> Finding | None:
         for dtype in (torch.float16, torch.bfloat16):
             try:
-                output, _ = call(q.to(dtype), k.to(dtype), v.to(dtype), mask)
+                output = in_half(
+                    lambda _, *t: call(t[0], t[1], t[2], mask)[0],
+                    None,
+                    *(q, k, v),
+                    dtype=dtype,
+                )
             except RuntimeError as error:
                 if "overflow" not in str(error):
                     raise
@@ -184,6 +215,39 @@ def attention(
                     f"the output under a mask is not finite in {dtype}",
                     "a constant is too large for half precision",
                     "the value that hidden scores are filled with",
+                )
+        return None
+
+    def large() -> Finding | None:
+        output, _ = call(q.float() * 30, k.float() * 30, v.float())
+        if bool(output.isfinite().all()) or not call(q, k, v)[0].isfinite().all():
+            return None
+        return Finding(
+            "overflow",
+            "large scores, of some hundreds, give inf or NaN",
+            "exp() overflows in a softmax written by hand",
+            "subtract the largest score of a row before exp, or use softmax",
+        )
+
+    def gradients() -> Finding | None:
+        def of(fn: Callable[..., Any]) -> tuple[Tensor | None, ...]:
+            inputs = [t.clone().requires_grad_() for t in (q, k, v)]
+            out = fn(*inputs)[0]
+            if not out.requires_grad:
+                return None, None, None
+            direction = torch.linspace(-1, 1, out.numel(), dtype=out.dtype)
+            loss = (out * direction.view_as(out)).sum()
+            return torch.autograd.grad(loss, inputs, allow_unused=True)
+
+        if base[0] is not RIGHT:
+            return None
+        for name, got, want in zip("QKV", of(call), of(_attend), strict=True):
+            if got is None or want is None or not close(got, want, 1e-4):
+                return Finding(
+                    "gradients",
+                    f"the output is right, the gradient that reaches {name} is not",
+                    "the graph is cut: detach, .data, no_grad or numbers taken out",
+                    "every step between the inputs and the output",
                 )
         return None
 
@@ -233,7 +297,11 @@ def attention(
         )
 
     def untouched() -> Finding | None:
-        return changed_in_place(lambda *t: call(t[0], t[1], t[2], mask), q, k, v)
+        def four(q: Tensor, k: Tensor, v: Tensor, m: Tensor) -> Any:
+            return fn(q, k, v, **{mask_name: m})
+
+        given = mask_as(mask, mask_means, q.dtype)
+        return changed_in_place(four, q, k, v, given)
 
     return run(
         "attention",
@@ -243,10 +311,17 @@ def attention(
             ("mask", masked),
             ("hidden row", hidden_row),
             ("half", half),
+            ("overflow", large),
+            ("gradients", gradients),
             ("weights", weights),
             ("map", weights_masked),
             ("order", order),
-            ("repeatable", lambda: not_repeatable(lambda: call(q, k, v)[0])),
+            (
+                "repeatable",
+                lambda: not_repeatable(
+                    lambda: call(q, k, v, mask)[0], lambda: call(q, k, v, ~mask | first)
+                ),
+            ),
             ("in place", untouched),
         ],
     )
@@ -448,6 +523,13 @@ MASK_MISTAKES = [
         "1e-9 instead of a very negative one; e⁰ = 1 is not nothing",
         MASK_LINE,
         _mask_variant(lambda scores, m: (scores * m).softmax(-1)),
+    ),
+    Mistake(
+        "mask",
+        "outputs match the first sample's mask, used for the whole batch",
+        "the mask loses its batch axis",
+        MASK_LINE,
+        lambda q, k, v, m: _attend(q, k, v, mask=m[:1]),
     ),
     Mistake(
         "mask",
@@ -692,6 +774,19 @@ def sinusoidal_positions(fn: Callable[[int, int], Tensor]) -> Report:
                 weave(angles(pair / dim), angles(pair / dim)),
             ),
             (
+                "the last frequency is reached half a step early",
+                "the exponent is i/(d/2 - 1), as in Tensor2Tensor and fairseq; the "
+                "paper has 2i/d",
+                line,
+                torch.cat(
+                    [
+                        angles(pair / (dim // 2 - 1)).sin(),
+                        angles(pair / (dim // 2 - 1)).cos(),
+                    ],
+                    1,
+                ),
+            ),
+            (
                 "the wavelengths are too short",
                 "the base is 1000, not 10000",
                 line,
@@ -780,6 +875,11 @@ def layer_norm(fn: Callable[[Tensor], Tensor], *, eps: float = 1e-5) -> Report:
                 variant(features, False, True, True),
             ),
             (
+                "eps is missing: a constant input is 0/0",
+                place,
+                (x - x.mean(-1, True)) / x.var(-1, unbiased=False, keepdim=True).sqrt(),
+            ),
+            (
                 "the square root of the variance is missing",
                 place,
                 variant(features, False, False, False),
@@ -826,11 +926,34 @@ def layer_norm(fn: Callable[[Tensor], Tensor], *, eps: float = 1e-5) -> Report:
             "the whole function, step by step",
         )
 
+    def gain_and_shift() -> Finding | None:
+        if not isinstance(fn, nn.Module) or len(list(fn.parameters())) != 2:
+            return None
+        own = copy_of(fn)
+        one, two = own.parameters()
+        if one.numel() != 6 or two.numel() != 6:
+            return None
+        with torch.no_grad():
+            one.copy_(torch.linspace(1, 2, 6).view_as(one))
+            two.copy_(torch.linspace(-3, 5, 6).view_as(two))
+        got = own(x.clone())
+        for gain, shift in ((one, two), (two, one)):
+            want = F.layer_norm(x, (6,), gain.flatten(), shift.flatten(), eps)
+            if close(got, want, 1e-4):
+                return None
+        return Finding(
+            "gain",
+            "with other gains and shifts the outputs differ from nn.LayerNorm",
+            "gain · normalised + shift is expected, one number a feature each",
+            "the last line",
+        )
+
     return run(
         "layer_norm",
         [
             ("shape", lambda: wrong_shape(fn(x.clone()), (4, 5, 6))),
             ("values", values),
+            ("gain", gain_and_shift),
             ("in place", lambda: changed_in_place(fn, x)),
         ],
     )
@@ -1076,6 +1199,10 @@ def generate(
             ("mode kept", mode_kept),
             ("batch", batch),
             ("no grad", no_graph),
+            (
+                "in place",
+                lambda: changed_in_place(lambda s: fn(model(0), s, **options), src),
+            ),
         ],
     )
 

@@ -10,18 +10,23 @@ from ..attention import attention as _attend
 from .functions import ATTENTION_MISTAKES
 from .properties import copy_of, random_input
 from .report import Finding, close
+from .scores import plain_attention
 
 
 def wrong_heads(
     own: Any, call_on: Callable[[Any], Callable[..., Tensor]], dim: int, heads: int
 ) -> Finding | None:
     plain = copy_of(own).double()
+    if sum(p.numel() for p in plain.parameters() if p.ndim == 2) != 4 * dim * dim:
+        return None  # shared keys, another width: the properties must do
     eye = torch.eye(dim, dtype=torch.float64)
     fused = False
     with torch.no_grad():
         for name, p in plain.named_parameters():
-            if p.ndim == 1 and not name.endswith("weight"):
+            if p.ndim == 1 and name.endswith("bias"):
                 p.zero_()
+            elif p.ndim == 1:
+                continue  # a gain
             elif (
                 p.ndim == 2
                 and p.size(1) == dim
@@ -47,7 +52,14 @@ def wrong_heads(
         return _attend(q, k, v)[0]
 
     h = split(x)
-    rights = [merge(attend(h, h, h))]
+    # The features of a head may also lie H apart, before and after.
+    far = x.unflatten(-1, (-1, heads)).permute(0, 3, 1, 2)  # (B, H, L, D)
+    mixed = attend(far, far, far)
+    rights = [
+        merge(attend(h, h, h)),
+        merge(mixed),
+        mixed.permute(0, 2, 3, 1).flatten(2),
+    ]
     if fused:  # [x, x, x] taken apart in one of the other orders in use
         triple = torch.cat([x, x, x], dim=-1)
         by_head = triple.unflatten(-1, (heads, 3, -1)).permute(3, 0, 2, 1, 4)
@@ -96,10 +108,31 @@ def wrong_heads(
                 cause,
                 "the reshapes around the heads",
             )
+    for other in range(1, dim + 1):
+        if dim % other == 0 and other != heads:
+            parts = x.unflatten(-1, (other, -1)).transpose(1, 2)
+            if close(got, merge(attend(parts, parts, parts))):
+                return Finding(
+                    "heads",
+                    f"with identity projections the outputs match {other} heads of "
+                    f"{dim // other}, not {heads} of {dim // heads}",
+                    "number and width of the heads are exchanged, or another number "
+                    "is used",
+                    "the reshapes around the heads",
+                )
+    if close(got, x + rights[0]):
+        return Finding(
+            "values",
+            "with identity projections the input is added to the output",
+            "the residual is inside the attention; the layer around adds it again",
+            "the return statement",
+        )
     if fused or any(
-        p.ndim == 1 and n.endswith("weight") for n, p in plain.named_parameters()
+        p.ndim == 1 and not n.endswith("bias") for n, p in plain.named_parameters()
     ):
         return None
+    if not plain_attention(lambda: call_on(plain)(x, x, x)):
+        return None  # rotary, biases, normalised queries: another attention, not wrong
     return Finding(
         "values",
         "with identity projections the outputs are not those of attention",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ from ..attention import causal_mask as _causal_mask
 from .footprint import patch_footprints
 from .identity import wrong_heads
 from .properties import (
+    Masking,
     batch_leak,
+    bounded,
     broken_residual,
     cannot_overfit,
     change_of,
@@ -27,23 +31,28 @@ from .properties import (
     house_cached,
     large_first_loss,
     leak_finding,
-    mask_argument,
+    lost_branch,
     mask_finding,
     moved_copy,
+    no_activation,
     not_repeatable,
     order_matters,
+    place_finding,
     probabilities,
     random_input,
+    repeated_layer,
     shown_weights,
     size_of,
     tensor_in,
+    unnormalised,
     unreached,
     width_of,
     without_positions,
     wrong_shape,
 )
 from .report import MASK_LINE, SOFTMAX_LINE, Finding, Report, close, run
-from .scores import wrong_scores
+from .scores import positions_inside, without_projection, wrong_scores
+from .stream import broken_stream
 
 
 def multi_head_attention(
@@ -54,6 +63,8 @@ def multi_head_attention(
     arguments: str = "query key value",
     mask_name: str | None = "mask",
     mask_means: str = "look",
+    mask_dims: int = 2,
+    causal: bool = False,
     batch_first: bool = True,
     weights: Callable[..., Tensor] | None = None,
 ) -> Report:
@@ -65,8 +76,11 @@ def multi_head_attention(
         embed_dim: E; read from the module's attribute if not given.
         num_heads: H; read from the module's attribute if not given.
         arguments: order of its inputs, as "query key value"; "x" for self-attention.
-        mask_name: name of its mask argument, of shape (L, S); None if it has none.
-        mask_means: "look" if True lets a query see a key, "hide" if it hides it.
+        mask_name: name of its mask argument; None if it has none.
+        mask_means: "look" if True lets a query see a key, "hide" if it hides it, "add"
+            for a float mask, 0 or -inf, that is added to the scores.
+        mask_dims: 2 for a mask (L, S), 3 for (B, L, S), 4 for (B, 1, L, S).
+        causal: it hides the future by itself.
         batch_first: False if it takes (L, B, E).
         weights: called as weights(x, mask), returns maps (B, H, L, L), if the class can
             show them; by default `module.attend` of the house is used where it exists.
@@ -81,13 +95,13 @@ def multi_head_attention(
     dim = size_of(module, "embed_dim", embed_dim)
     heads = size_of(module, "num_heads", num_heads)
     own = moved_copy(module)
-    names = arguments.split()
+    names, masking = arguments.split(), Masking(mask_means, mask_dims)
 
     def call_on(m: Any) -> Callable[..., Tensor]:
         def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
             given = {"query": q, "key": k, "value": v, "x": q}
             inputs = [flip(given[name], batch_first) for name in names]
-            extra = mask_argument(mask_name, mask, mask_means)
+            extra = masking.argument(mask_name, mask, m, q, k.size(1))
             return flip(tensor_in(m(*inputs, **extra)), batch_first)
 
         return call
@@ -105,12 +119,11 @@ def multi_head_attention(
         return wrong_heads(own, call_on, dim, heads)
 
     def output_projection() -> Finding | None:
-        matrices = [p for p in own.parameters() if p.ndim >= 2]
-        if sum(p.numel() for p in matrices) != 3 * dim * dim:
-            return None
+        if heads == 1 or not without_projection(lambda: self_call(x)):
+            return None  # one head needs none: its value projection does as well
         return Finding(
             "projection",
-            f"the matrices hold 3·E² = {3 * dim * dim} numbers; 4·E² are expected",
+            "no product comes after the weights have met the values",
             "the output projection is missing: heads never mix",
             "the last line of forward",
         )
@@ -121,7 +134,7 @@ def multi_head_attention(
             a, b = call(x, memory, memory), call(x, twice, twice)
         else:
             a, b = self_call(memory), self_call(twice)[:, : memory.size(1)]
-        if close(a, b, 1e-4):
+        if close(a, b, 1e-4) or positions_inside(lambda: self_call(x)) or causal:
             return None
         return Finding(
             "softmax",
@@ -136,8 +149,11 @@ def multi_head_attention(
             return None
         other = x.clone()
         other[:, 2:] += change_of(other[:, 2:])
-        if close(call(x, memory, memory)[:, :2], call(other, memory, memory)[:, :2]):
-            return None
+        before, after = call(x, memory, memory), call(other, memory, memory)
+        if before.shape != x.shape:
+            return wrong_shape(before, tuple(x.shape))
+        if close(before[:, :2], after[:, :2]):
+            return None if causal else roles(names, call, x, memory)
         return Finding(
             "queries",
             "a query's output changes when another query changes",
@@ -146,16 +162,12 @@ def multi_head_attention(
         )
 
     def hidden() -> Finding | None:
-        mask = torch.ones(5, 5, dtype=torch.bool)
-        mask[:, 3] = False
-        mask[3, 3] = True
-        other = x.clone()
-        other[:, 3] += change_of(other[:, 3])
-        change = (self_call(x, mask) - self_call(other, mask)).abs().amax((0, 2))
-        return mask_finding(change[[0, 1, 2, 4]] < 1e-5, change[3] > 1e-5)
+        return hidden_key(self_call, x) or (
+            mixed_samples(self_call, x) if mask_dims > 2 else None
+        )
 
     def maps() -> Finding | None:
-        extra = mask_argument(mask_name, _causal_mask(5), mask_means)
+        extra = masking.argument(mask_name, _causal_mask(5), own, x, 5)
         if weights is not None:
             return hidden_in_maps(weights(x, *extra.values()))
         if names != ["query", "key", "value"] or not batch_first:
@@ -171,12 +183,13 @@ def multi_head_attention(
         ("queries", queries_apart),
         ("batch", lambda: batch_leak(self_call, x)),
         ("order", lambda: order_matters(self_call, x)),
+        ("built-in mask", lambda: built_in_mask(self_call, x, causal)),
         (
             "repeatable",
             lambda: not_repeatable(lambda: self_call(x), lambda: self_call(x * 2)),
         ),
         ("in place", lambda: changed_in_place(self_call, x)),
-        ("gradients", lambda: unreached(own, lambda: self_call(x))),
+        ("gradients", lambda: unreached(own, lambda: self_call(x), part=16)),
     ]
     if mask_name is not None:
         checks += [
@@ -197,6 +210,9 @@ def encoder_layer(
     embed_dim: int | None = None,
     mask_name: str | None = "mask",
     mask_means: str = "look",
+    mask_dims: int = 2,
+    padding_name: str | None = None,
+    causal: bool = False,
     batch_first: bool = True,
     maps: Callable[..., Tensor] | None = None,
 ) -> Report:
@@ -205,8 +221,12 @@ def encoder_layer(
     Args:
         layer: called with (B, L, E), returns the same, alone or first in a tuple.
         embed_dim: E; found in its parameters if not given.
-        mask_name: name of its mask argument, of shape (L, L); None if it has none.
-        mask_means: "look" if True lets a query see a key, "hide" if it hides it.
+        mask_name: name of its mask argument; None if it has none.
+        mask_means: "look" if True lets a query see a key, "hide" if it hides it, "add"
+            for a float mask, 0 or -inf, that is added to the scores.
+        mask_dims: 2 for a mask (L, L), 3 for (B, L, L), 4 for (B, 1, L, L).
+        padding_name: name of its argument for a bool mask (B, L), True = padding.
+        causal: it hides the future by itself.
         batch_first: False if it takes (L, B, E).
         maps: called as maps(x, mask), returns its attention maps (B, H, L, L).
 
@@ -219,10 +239,11 @@ def encoder_layer(
     check_means(mask_means)
     dim = embed_dim or width_of(layer)
     own = moved_copy(layer)
+    masking = Masking(mask_means, mask_dims)
 
     def call_on(m: Any) -> Callable[..., Tensor]:
         def call(x: Tensor, mask: Tensor | None = None) -> Tensor:
-            extra = mask_argument(mask_name, mask, mask_means)
+            extra = masking.argument(mask_name, mask, m, x, x.size(1))
             return flip(tensor_in(m(flip(x, batch_first), **extra)), batch_first)
 
         return call
@@ -240,14 +261,34 @@ def encoder_layer(
             return bool((change[[0, 1, 2, 4]] > 1e-5).any())
 
         hidden, visible = not reaches_others(mask), reaches_others(~mask)
-        return mask_finding(torch.tensor(hidden), torch.tensor(visible))
+        return mask_finding(torch.tensor(hidden), torch.tensor(visible)) or (
+            mixed_samples(call, x) if mask_dims > 2 else None
+        )
+
+    def padding() -> Finding | None:
+        pads = torch.zeros(3, 5, dtype=torch.bool)
+        pads[0, 3:], pads[1, 4:] = True, True
+        other = torch.where(pads[..., None], x + change_of(x), x)
+
+        def padded(t: Tensor) -> Tensor:
+            given = {padding_name or "": pads}
+            return flip(tensor_in(own(flip(t, batch_first), **given)), batch_first)
+
+        seen = x.clone()
+        seen[:, 0] += change_of(seen[:, 0])
+        hidden = close(padded(x)[~pads], padded(other)[~pads], 1e-4)
+        changes = (padded(x) - padded(seen))[:, 1:3].abs().amax((1, 2)) > 1e-6
+        finding = mask_finding(torch.tensor(hidden), changes)
+        return finding and replace(finding, check="padding")
 
     def attends() -> Finding | None:
         other = x.clone()
         other[:, 3] += change_of(other[:, 3])
         change = (call(x) - call(other)).abs().amax((0, 2))
-        if bool((change > 1e-6).all()):
-            return None
+        if bool((change[3 if causal else 0 :] > 1e-6).all()):
+            return built_in_mask(call, x, causal)
+        if bool((change[4:] > 1e-6).all()):
+            return built_in_mask(call, x, causal)
         return Finding(
             "attention",
             "a token does not change when another one changes",
@@ -258,19 +299,23 @@ def encoder_layer(
     def seen() -> Finding | None:
         if maps is None:
             return None
-        extra = mask_argument(mask_name, _causal_mask(5), mask_means)
+        extra = masking.argument(mask_name, _causal_mask(5), own, x, 5)
         return hidden_in_maps(maps(x, *extra.values()))
 
     checks = [
         ("shape", lambda: wrong_shape(call(x), (3, 5, dim))),
         ("attention", attends),
-        ("residual", lambda: broken_residual(own, lambda m, t: call_on(m)(t), x)),
+        ("residual", lambda: branches(own, call_on, x)),
+        (
+            "activation",
+            lambda: no_activation(own, lambda m, sign: call_on(m)(sign * x)),
+        ),
         ("scores", lambda: wrong_scores(lambda: call(x))),
         ("batch", lambda: batch_leak(call, x)),
         ("order", lambda: order_matters(call, x)),
         ("repeatable", lambda: not_repeatable(lambda: call(x), lambda: call(x * 2))),
         ("in place", lambda: changed_in_place(call, x)),
-        ("gradients", lambda: unreached(own, lambda: call(x))),
+        ("gradients", lambda: unreached(own, lambda: call(x), part=4)),
     ]
     if mask_name is not None:
         checks += [
@@ -279,7 +324,106 @@ def encoder_layer(
             ("half", lambda: half_overflow(own, lambda m, t, k: call_on(m)(t, k), x)),
             ("map", seen),
         ]
+    if padding_name is not None:
+        checks.append(("padding", padding))
     return run("encoder_layer", checks)
+
+
+def branches(
+    own: Any, call_on: Callable[[Any], Callable[..., Tensor]], x: Tensor
+) -> Finding | None:
+    """Look at the residual connections: what passes, what is added, what is lost."""
+
+    def call(m: Any, t: Tensor) -> Tensor:
+        return call_on(m)(t)
+
+    return (
+        broken_residual(own, call, x)
+        or lost_branch(own, call, x)
+        or unnormalised(own, call, x)
+    )
+
+
+def hidden_key(call: Callable[..., Tensor], x: Tensor) -> Finding | None:
+    mask = torch.ones(5, 5, dtype=torch.bool)
+    mask[:, 3] = False
+    mask[3, 3] = True
+    other = x.clone()
+    other[:, 3] += change_of(other[:, 3])
+    change = (call(x, mask) - call(other, mask)).abs().amax((0, 2))
+    return mask_finding(change[[0, 1, 2, 4]] < 1e-5, change[3] > 1e-5)
+
+
+@torch.no_grad()
+def mixed_samples(call: Callable[..., Tensor], x: Tensor) -> Finding | None:
+    """Give each sample a mask of its own, and alone the same."""
+    mask = torch.ones(3, 5, 5, dtype=torch.bool)
+    mask[0, :, 3:], mask[1, :, :2] = False, False
+    together = call(x, mask)
+    alone = [call(x[b : b + 1], mask[b : b + 1])[0] for b in range(3)]
+    if close(together, torch.stack(alone), 1e-4):
+        return None
+    return Finding(
+        "mask",
+        "with a mask of its own a sample gives something else in a batch than alone",
+        "masks meet heads of other samples (repeat where repeat_interleave belongs), "
+        "or all use one sample's mask",
+        "where the mask is expanded over the heads",
+    )
+
+
+@torch.no_grad()
+def built_in_mask(
+    call: Callable[..., Tensor], x: Tensor, causal: bool
+) -> Finding | None:
+    """Whether the first tokens see the last, which they must unless it is causal."""
+    other = x.clone()
+    other[:, 3:] += change_of(other[:, 3:])
+    sees = (call(x) - call(other)).abs().amax((0, 2))[:3] > 1e-6
+    if (bool(sees.all()) and not causal) or (not bool(sees.any()) and causal):
+        return None
+    return Finding(
+        "built-in mask",
+        "a token sees later ones" if causal else "tokens do not see all later ones",
+        "the mask that should hide the future does not"
+        if causal
+        else "a mask is built in although none was asked for (or say causal=True)",
+        MASK_LINE,
+    )
+
+
+@torch.no_grad()
+def roles(
+    names: list[str], call: Callable[..., Tensor], x: Tensor, memory: Tensor
+) -> Finding | None:
+    """Which of query, key and value does what?"""
+    if sorted(names) != ["key", "query", "value"]:
+        return None
+    other = memory + change_of(memory)
+    base = call(x, memory, memory)
+    if not all(
+        bool(((base - new).abs() > 1e-6).any())
+        for new in (
+            call(x + change_of(x), memory, memory),
+            call(x, other, memory),
+            call(x, memory, other),
+        )
+    ):
+        return Finding(
+            "roles",
+            "one of query, key and value changes nothing",
+            "one argument is read twice, another never",
+            "the three projections at the start of forward",
+        )
+    alike = memory[:, :1].expand_as(memory)
+    if close(call(x, memory, alike), call(x, other, alike), 1e-4):
+        return None
+    return Finding(
+        "roles",
+        "with all values alike, the output still changes with the keys",
+        "keys and values are exchanged, or the weights do not sum to one",
+        "the three projections at the start of forward",
+    )
 
 
 def decoder_layer(
@@ -289,6 +433,8 @@ def decoder_layer(
     mask_name: str | None = "mask",
     memory_mask_name: str | None = "memory_mask",
     mask_means: str = "look",
+    mask_dims: int = 2,
+    arguments: str = "x memory",
     batch_first: bool = True,
 ) -> Report:
     """Check a decoder layer, pre- or post-norm, any class with any weights.
@@ -299,7 +445,10 @@ def decoder_layer(
         embed_dim: E; found in its parameters if not given.
         mask_name: name of the argument for the mask (L, L) of the self-attention.
         memory_mask_name: the same for the mask (L, S) of the cross-attention.
-        mask_means: "look" if True lets a query see a key, "hide" if it hides it.
+        mask_means: "look" if True lets a query see a key, "hide" if it hides it, "add"
+            for a float mask, 0 or -inf, that is added to the scores.
+        mask_dims: 2 for masks (L, S), 3 for (B, L, S), 4 for (B, 1, L, S).
+        arguments: order of its inputs.
         batch_first: False if it takes (L, B, E).
 
     Returns:
@@ -312,6 +461,7 @@ def decoder_layer(
     dim = embed_dim or width_of(layer)
     own = moved_copy(layer)
     x, memory = random_input(3, 5, dim), random_input(3, 7, dim)
+    masking = Masking(mask_means, mask_dims)
 
     def call_on(m: Any) -> Callable[..., Tensor]:
         def call(
@@ -320,9 +470,12 @@ def decoder_layer(
             memory: Tensor = memory,
             memory_mask: Tensor | None = None,
         ) -> Tensor:
-            extra = mask_argument(mask_name, mask, mask_means)
-            extra |= mask_argument(memory_mask_name, memory_mask, mask_means)
-            inputs = flip(x, batch_first), flip(memory.to(x.dtype), batch_first)
+            extra = masking.argument(mask_name, mask, m, x, x.size(1))
+            extra |= masking.argument(
+                memory_mask_name, memory_mask, m, x, memory.size(1)
+            )
+            given = {"x": x, "memory": memory.to(x.dtype)}
+            inputs = [flip(given[name], batch_first) for name in arguments.split()]
             return flip(tensor_in(m(*inputs, **extra)), batch_first)
 
         return call
@@ -337,8 +490,9 @@ def decoder_layer(
             return None
         return Finding(
             "memory",
-            "the output does not change with the memory",
-            "there is no cross-attention, or its keys come from the target",
+            "not every output changes with the memory",
+            "there is no cross-attention, its keys come from the target, or it is "
+            "causal",
             "the second attention: queries from x, keys and values from memory",
         )
 
@@ -376,13 +530,19 @@ def decoder_layer(
         ("shape", lambda: wrong_shape(call(x), (3, 5, dim))),
         ("memory", cross),
         ("memory order", memory_order),
-        ("residual", lambda: broken_residual(own, lambda m, t: call_on(m)(t), x)),
+        ("residual", lambda: branches(own, call_on, x)),
+        (
+            "activation",
+            lambda: no_activation(
+                own, lambda m, sign: call_on(m)(sign * x, memory=sign * memory)
+            ),
+        ),
         ("scores", lambda: wrong_scores(lambda: call(x))),
-        ("batch", lambda: batch_leak(call, x)),
+        ("batch", lambda: batch_leak(call, x, alone=False)),
         ("order", lambda: order_matters(call, x)),
         ("repeatable", lambda: not_repeatable(lambda: call(x), lambda: call(x * 2))),
         ("in place", lambda: changed_in_place(call, x)),
-        ("gradients", lambda: unreached(own, lambda: call(x))),
+        ("gradients", lambda: unreached(own, lambda: call(x), part=4)),
     ]
     if mask_name is not None:
         checks += [
@@ -477,13 +637,27 @@ def transformer(
         return Finding(
             f"{which} order",
             f"exchanging two {which} tokens changes nothing",
-            "positions are missing, or the same for all tokens",
+            "positions are missing, the same for all tokens, or run over the batch",
             f"where positions are added to the {which}",
         )
 
+    def encoded(src: Tensor) -> Tensor | None:
+        try:
+            return own.encode(src)
+        except (AttributeError, TypeError):
+            return None  # no such method, or one with other arguments
+
     def source_used() -> Finding | None:
         if not close(call(src, tgt), call(shifted(src, 3), tgt), 1e-6):
-            return None
+            a, b = encoded(src), encoded(shifted(src, 3))
+            if a is None or b is None or not close(a[:, 0], b[:, 0], 1e-6):
+                return None
+            return Finding(
+                "source",
+                "what the encoder says of a token does not change with a later one",
+                "the encoder is causal, or its tokens do not look at each other",
+                "the mask that the encoder gets",
+            )
         return Finding(
             "source",
             "the logits do not change with the source",
@@ -508,9 +682,9 @@ def transformer(
                     "where the padding mask is made",
                 )
         cause = "padding in the source is not hidden from the encoder or the decoder"
-        if hasattr(own, "encode"):
-            memory = own.encode(src)
-            longer = own.encode(with_fill(pad_id))[:, : src.size(1)]
+        memory, longer = encoded(src), encoded(with_fill(pad_id))
+        if memory is not None and longer is not None:
+            longer = longer[:, : src.size(1)]
             cause = (
                 "the cross-attention looks at the source's padding"
                 if close(memory, longer, 1e-4)
@@ -536,9 +710,12 @@ def transformer(
         )
 
     def batch() -> Finding | None:
-        return batch_leak(lambda t: call(src, t), tgt, shifted(tgt, 1)) or (
-            batch_leak(lambda s: call(s, tgt), src, shifted(src, 1))
-        )
+        alike = call(src[:1].expand_as(src), tgt[:1].expand_as(tgt))
+        if not close(alike, alike[:1].expand_as(alike), 1e-4):
+            return place_finding()
+        return batch_leak(
+            lambda t: call(src, t), tgt, shifted(tgt, 1), alone=False
+        ) or batch_leak(lambda s: call(s, tgt), src, shifted(src, 1), alone=False)
 
     def decoding() -> Finding | None:
         step = cached or house_cached(own)
@@ -580,7 +757,14 @@ def transformer(
                     lambda: call(src, tgt), lambda: call(src, labels())
                 ),
             ),
-            ("logits", lambda: probabilities(call(src, tgt))),
+            (
+                "logits",
+                lambda: (
+                    probabilities(call(src, tgt))
+                    or bounded(own, lambda m: tensor_in(m(src, tgt)))
+                ),
+            ),
+            ("layers", lambda: repeated_layer(own)),
             ("gradients", lambda: unreached(own, lambda: call(src, tgt), tables=False)),
             (
                 "first loss",
@@ -599,6 +783,7 @@ def vit(
     image_size: int | tuple[int, int] | None = None,
     in_channels: int | None = None,
     num_classes: int | None = None,
+    patch_size: tuple[int, int] | None = None,
     fresh: bool = True,
     norm_before_pool: bool | None = None,
 ) -> Report:
@@ -610,6 +795,7 @@ def vit(
         image_size: side of the images, or (height, width); an attribute if not given.
         in_channels: C; 3 if neither given nor an attribute.
         num_classes: K; an attribute if not given.
+        patch_size: (height, width) of its patches, if they are not square.
         fresh: the model is not trained yet, so that its loss should be near ln K.
         norm_before_pool: whether the last normalisation is meant to come before the
             tokens are pooled (as in the paper) or after; None accepts both.
@@ -631,7 +817,7 @@ def vit(
     if size is None:
         raise ValueError("image_size is needed: the model has no such attribute")
     height, width = (size, size) if isinstance(size, int) else tuple(size)
-    channels = in_channels or 3
+    channels = in_channels or getattr(model, "in_channels", 3)
     classes = size_of(model, "num_classes", num_classes)
     own = moved_copy(model)
     x = random_input(2, channels, height, width)
@@ -639,11 +825,15 @@ def vit(
     def call(x: Tensor) -> Tensor:
         return tensor_in(own(x))
 
+    @functools.cache
+    def footprints() -> tuple[int | None, Finding | None]:
+        return patch_footprints(call, x, patch_size)
+
     def patches() -> Finding | None:
-        return patch_footprints(call, x)[1]
+        return footprints()[1]
 
     def positions() -> Finding | None:
-        p = patch_footprints(call, x)[0]
+        p = footprints()[0]
         if p is None or height % p or width % p or height * width == p * p:
             return None
         tokens = _vit.patchify(x, p)
@@ -661,7 +851,7 @@ def vit(
         )
 
     def order() -> Finding | None:
-        p = patch_footprints(call, x)[0]
+        p = footprints()[0]
         plain = without_positions(own)
         if p is None or plain is None:
             return None
@@ -669,6 +859,8 @@ def vit(
         turned = _vit.unpatchify(tokens.flip(1), p, (height, width))
         if close(tensor_in(plain(x)), tensor_in(plain(turned)), 1e-3):
             return None
+        if positions_inside(lambda: call(x)):
+            return None  # rotary positions, or relative ones
         return Finding(
             "order",
             "with positions at zero, shuffling the patches still changes the logits",
@@ -691,6 +883,10 @@ def vit(
             "head cannot see them (batch_first=True missing?)",
             "the cutting into patches, the attention, the token that the head reads",
         )
+
+    def linear() -> Finding | None:
+        plain = without_positions(own, tokens=True)
+        return no_activation(plain, lambda m, sign: tensor_in(m(sign * x)))
 
     def norm() -> Finding | None:
         if norm_before_pool is None or not isinstance(own, nn.Module):
@@ -734,7 +930,15 @@ def vit(
                 lambda: not_repeatable(lambda: call(x), lambda: call(x.flip(3))),
             ),
             ("in place", lambda: changed_in_place(call, x)),
-            ("logits", lambda: probabilities(call(x))),
+            (
+                "logits",
+                lambda: (
+                    probabilities(call(x)) or bounded(own, lambda m: tensor_in(m(x)))
+                ),
+            ),
+            ("layers", lambda: repeated_layer(own)),
+            ("stream", lambda: broken_stream(own, x)),
+            ("activation", linear),
             ("gradients", lambda: unreached(own, lambda: call(x))),
             (
                 "first loss",

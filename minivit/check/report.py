@@ -120,6 +120,10 @@ def from_exception(name: str, error: Exception) -> Finding:
     cause = "the code raises on a valid input"
     if "without overflow" in text:
         cause = "a constant such as -1e9 does not fit into half precision"
+    if "unexpected keyword argument" in text:
+        cause = "the argument has another name here: say so with mask_name=…"
+    if "missing" in text and "positional argument" in text:
+        cause = "more inputs are asked for: see the options, or wrap it in a module"
     return Finding(name, f"{type(error).__name__}: {text[:200]}", cause, where)
 
 

@@ -1,5 +1,7 @@
 """What happens to the scores? Watch the operations of a model while it runs."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,14 +16,7 @@ from .report import SCALE_LINE, SOFTMAX_LINE, Finding
 
 def wrong_scores(call: Callable[[], Tensor]) -> Finding | None:
     """Run a model and look at each attention: its scale, its softmax's axis."""
-    watch = _Watch()
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation otherwise
-    try:
-        with torch.no_grad(), watch:
-            call()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    watch = _watched(call)
     for seen in watch.attentions:
         if abs(seen.factor_after - 1.0) > 1e-3:
             return Finding(
@@ -50,14 +45,50 @@ def wrong_scores(call: Callable[[], Tensor]) -> Finding | None:
                 "runs over another axis",
                 SOFTMAX_LINE,
             )
-    if watch.stray_softmax:
+    if watch.stray == "softmax":
         return Finding(
             "stray softmax",
-            "a softmax runs over something that is not attention scores",
+            "what is added to the residual comes straight out of a softmax",
             "a feed-forward network or another layer ends in a softmax",
             "every softmax outside the attention",
         )
+    if watch.stray:
+        return Finding(
+            "activation",
+            f"what is added to the residual comes straight out of {watch.stray}",
+            "the second linear map of the feed-forward network has an activation too",
+            "the end of the feed-forward network",
+        )
     return None
+
+
+def plain_attention(call: Callable[[], Tensor]) -> bool:
+    """Whether an attention is seen, and nothing in it but constants and masks."""
+    watch = _watched(call)
+    return bool(watch.attentions) and not watch.positions
+
+
+def positions_inside(call: Callable[[], Tensor]) -> bool:
+    """Whether positions enter the scores: rotary, or biases that are added."""
+    return _watched(call).positions
+
+
+def without_projection(call: Callable[[], Tensor]) -> bool:
+    """Whether an attention is seen, and no product after it."""
+    watch = _watched(call)
+    return bool(watch.attentions) and not watch.product_after
+
+
+def _watched(call: Callable[[], Tensor]) -> _Watch:
+    watch = _Watch()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation otherwise
+    try:
+        with torch.no_grad(), watch:
+            call()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return watch
 
 
 @dataclass
@@ -83,7 +114,8 @@ class _Tag:
 
     Attributes:
         kind: "source" for what came out of a linear map, "scores" for a product of two
-            sources, "weights" for the softmax of scores.
+            sources, "weights" for the softmax of scores, "data" for anything else that
+            was made of these; "softmax", "relu" and so on for what just came from one.
         factor: the constants it was multiplied by since.
         width: of the heads, for scores.
         of: the attention that weights belong to.
@@ -97,7 +129,8 @@ class _Tag:
     last_is_softmax: bool = True
 
 
-SOURCE = _Tag("source")
+SOURCE, DATA = _Tag("source"), _Tag("data")
+ACTIVATIONS = {"relu", "gelu", "silu"}
 
 # Operations whose result carries the tag of their input.
 KEEP = {
@@ -122,7 +155,9 @@ class _Watch(TorchDispatchMode):
         self.tags: dict[int, _Tag] = {}
         self.alive: list[Tensor] = []  # so that no id is used twice
         self.attentions: list[_Attention] = []
-        self.stray_softmax = False
+        self.stray = ""  # an operation whose result goes straight into a residual
+        self.positions = False  # something that is not data meets queries or scores
+        self.product_after = False  # there is a product after the last attention
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -130,7 +165,11 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         tags = [self.tags.get(id(a)) for a in args]
         out = func(*args, **kwargs)
-        tag = self._tag(func._schema.name.split("::")[1], args, kwargs, tags)
+        name = func._schema.name.split("::")[1]
+        tag = self._tag(name, args, kwargs, tags)
+        flat = [a for arg in args for a in (arg if isinstance(arg, list) else [arg])]
+        if tag is None and any(self.tags.get(id(a)) for a in flat):
+            tag = DATA
         for t in out if isinstance(out, tuple | list) else (out,):
             if isinstance(t, Tensor):
                 self.alive.append(t)
@@ -143,14 +182,29 @@ class _Watch(TorchDispatchMode):
         self, name: str, args: Any, kwargs: Any, tags: list[_Tag | None]
     ) -> _Tag | None:
         first = tags[0] if tags else None
+        if name in ("mm", "addmm", "bmm", "baddbmm", "convolution", "linear"):
+            self.product_after = True
         if name in MAKE:
             return SOURCE
+        if name.rstrip("_") in ACTIVATIONS and first:
+            return _Tag(name.rstrip("_"))
         if name in KEEP:
             tag = next((t for t in tags if t), None) if name == "where" else first
             return self._moved(name, args, tag)
         if name.rstrip("_") in ("add", "sub"):  # a mask on scores, a bias on the rest
             scores = next((t for t in tags if t and t.kind == "scores"), None)
-            return scores or (SOURCE if first else None)
+            if scores:
+                self.positions |= any(
+                    isinstance(a, Tensor) and t is None and a.numel() > 1
+                    for a, t in zip(args, tags, strict=True)
+                )
+                return scores
+            a, b = args[:2]
+            if first and tags[1] and a.dim() == 3 and a.shape == b.shape:
+                kinds = {"softmax", *ACTIVATIONS} & {first.kind, tags[1].kind}
+                self.stray = self.stray or next(iter(kinds), "")
+            known = next((t for t in tags if t), None)
+            return DATA if known == DATA else (SOURCE if known else None)
         if name.rstrip("_") in ("mul", "div"):
             return self._multiplied(name, args, tags)
         if name.startswith(("bmm", "baddbmm")):
@@ -166,6 +220,9 @@ class _Watch(TorchDispatchMode):
                 scale = width**-0.5 if scale is None else scale
                 factor = first.factor * tags[1].factor * scale
                 self.attentions.append(_Attention(factor, width))
+                self.product_after = False
+            bias = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+            self.positions |= isinstance(bias, Tensor) and bias.is_floating_point()
             return SOURCE
         return None
 
@@ -189,7 +246,11 @@ class _Watch(TorchDispatchMode):
                 continue
             if isinstance(by, Tensor):
                 if by.numel() != 1 or by.requires_grad:
-                    return None  # no constant: nothing is known from here on
+                    # No constant: nothing is known from here on. Cosines of places?
+                    self.positions |= (
+                        tags[other] is None and not by.requires_grad and by.dim() > 1
+                    )
+                    return DATA
                 by = by.item()
             factor = tag.factor / by if name.startswith("div") else tag.factor * by
             return replace(tag, factor=factor)
@@ -203,6 +264,7 @@ class _Watch(TorchDispatchMode):
         if a and a.kind == "weights" and a.of:
             a.of.factor_after = a.factor
             a.of.sums_to_one = a.last_is_softmax
+            self.product_after = False
             return SOURCE
         return None
 
@@ -214,5 +276,4 @@ class _Watch(TorchDispatchMode):
             seen = _Attention(tag.factor, tag.width)
             self.attentions.append(seen)
             return _Tag("weights", of=seen, last_is_softmax=last)
-        self.stray_softmax |= tag.kind == "source" and args[0].dim() == 3
-        return None
+        return _Tag("softmax")

@@ -1,0 +1,81 @@
+"""What still flows from the tokens to the logits when the layers are silent?"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .properties import copy_of, is_shift, is_vector, leaves, tensor_in
+from .report import Finding
+
+
+def broken_stream(own: Any, x: Tensor) -> Finding | None:
+    """Silence all layers of a ViT: through the residuals the tokens still pass.
+
+    The token that the head reads then shows, because no attention mixes it.
+    """
+    if not isinstance(own, nn.Module):
+        return None
+    plain = copy_of(own)
+    layers = _layers(plain)
+    first: list[Tensor] = []
+
+    def catch(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not first and args and isinstance(args[0], Tensor) and args[0].dim() == 3:
+            first.append(args[0])
+
+    for layer in layers:
+        for m in layer.modules():  # forward may call the parts of a layer itself
+            m.register_forward_pre_hook(catch)
+        with torch.no_grad():
+            for name, p in layer.named_parameters():
+                if not is_vector(p) or is_shift(name):
+                    p.zero_()
+    image = x[:1].clone().requires_grad_()
+    out = tensor_in(plain(image))
+    if not first or not first[0].requires_grad:
+        return None
+    tokens = first[0]
+    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+    # What made the tokens, such as the class token: does any of it still matter?
+    made = [image, *leaves(tokens)]
+    reach = torch.autograd.grad(
+        (out * direction).sum(), [*made, tokens], retain_graph=True, allow_unused=True
+    )
+    if not any(g is not None and bool(g.any()) for g in reach):
+        return Finding(
+            "residual",
+            "with silent layers nothing of the tokens reaches the logits",
+            "there is no residual connection around the layers",
+            "the lines with x + …",
+        )
+    if reach[-1] is None or tokens.size(1) < 2:
+        return None
+    read = reach[-1][0].abs().sum(-1).nonzero().flatten().tolist()
+    if len(read) != 1:
+        return None
+    (seen,) = torch.autograd.grad(
+        tokens[0, read[0]].square().sum(), image, allow_unused=True
+    )
+    if seen is None or not bool(seen.any()):
+        return None
+    return Finding(
+        "read",
+        f"the head reads token {read[0]} of {tokens.size(1)}, which is a patch",
+        "the class token stands elsewhere, or there is none and the mean is meant",
+        "the index before the head",
+    )
+
+
+def _layers(own: nn.Module) -> list[nn.Module]:
+    """Find the members of lists whose members are alike and have matrices."""
+    found: list[nn.Module] = []
+    for m in own.modules():
+        if isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 1:
+            kinds = {type(c) for c in m}
+            heavy = all(
+                sum(not is_vector(p) for p in c.parameters()) > 1 for c in m.children()
+            )
+            if len(kinds) == 1 and heavy:
+                found.extend(m.children())
+    return found
