@@ -475,3 +475,84 @@ def every_token_at_position_zero(model, src, *, bos_id, eos_id, max_len):
 def returns_the_start(model, src, *, bos_id, eos_id, max_len):
     ids = decode(model, src, bos_id, eos_id, max_len)
     return torch.cat([torch.full((len(src), 1), bos_id), ids], dim=1)
+
+
+# Found by looking for what slipped through --------------------------------------------
+
+
+@mutant("attention", "scale", "another number")
+def scale_of_the_heads(q, k, v, mask=None):
+    return weights_of(q @ k.mT / math.sqrt(q.size(1)), mask) @ v
+
+
+@mutant("attention", "mask", "loses its batch axis")
+def mask_of_the_first_sample(q, k, v, mask=None):
+    scores = scores_of(q, k)
+    return weights_of(scores, None if mask is None else mask[:1]) @ v
+
+
+@mutant("attention", "overflow", "written by hand")
+def softmax_by_hand(q, k, v, mask=None):
+    e = scores_of(q, k).exp()
+    e = e if mask is None else e * mask
+    return e / e.sum(-1, keepdim=True).clamp(min=1e-9) @ v
+
+
+@mutant("attention", "gradients", "graph is cut")
+def weights_detached(q, k, v, mask=None):
+    return weights_of(scores_of(q, k), mask).detach() @ v
+
+
+@mutant("attention", "in place")
+def mask_changed_in_place(q, k, v, mask=None):
+    scores = scores_of(q, k)
+    if mask is None:
+        return scores.softmax(-1) @ v
+    out = weights_of(scores, mask) @ v
+    mask.logical_not_()
+    return out
+
+
+def remembering():
+    kept = {}
+
+    @mutant("attention", "repeatable|mask|hidden row", "")
+    def first_mask_kept(q, k, v, mask=None):
+        if mask is not None:
+            mask = kept.setdefault(mask.shape, mask.clone())
+        return weights_of(scores_of(q, k), mask) @ v
+
+
+remembering()
+
+
+@mutant("layer_norm", "gain", "gain · normalised")
+class GainBeforeNorm(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(6))
+        self.shift = torch.nn.Parameter(torch.zeros(6))
+
+    def forward(self, x):
+        x = x * self.gain + self.shift
+        return torch.nn.functional.layer_norm(x, (6,))
+
+
+@mutant("layer_norm", "values", "eps is missing")
+def norm_without_eps(x):
+    return (x - x.mean(-1, True)) / x.std(-1, unbiased=False, keepdim=True)
+
+
+@mutant("sinusoidal_positions", "values", "Tensor2Tensor")
+def exponent_of_fairseq(length, dim):
+    i = torch.arange(dim // 2) / (dim // 2 - 1)
+    a = torch.arange(length)[:, None] / 10000**i
+    return torch.cat([a.sin(), a.cos()], 1)
+
+
+@mutant("generate", "in place")
+@quietly
+def source_changed(model, src, *, bos_id, eos_id, max_len):
+    out = decode(model, src, bos_id, eos_id, max_len)
+    src[:, 0] = bos_id
+    return out

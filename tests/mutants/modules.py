@@ -192,6 +192,76 @@ class RaisesOnCrossAttention(Attention):
         raise RuntimeError("sizes do not match")
 
 
+@mutant("multi_head_attention", "roles", "read twice")
+class QueryReadFromTheKeys(Attention):
+    def forward(self, query, key, value, mask=None):
+        n = query.size(1)
+        return super().forward(key[:, :n], key, value, mask)
+
+
+@mutant("multi_head_attention", "roles", "exchanged")
+class KeysAndValuesExchanged(Attention):
+    def forward(self, query, key, value, mask=None):
+        return super().forward(query, value, key, mask)
+
+
+@mutant("multi_head_attention", "roles", "read twice")
+class ValuesReadFromTheKeys(Attention):
+    def forward(self, query, key, value, mask=None):
+        return super().forward(query, key, key, mask)
+
+
+@mutant("multi_head_attention", "heads", "exchanged, or another number")
+class HeadsAndWidthExchanged(Attention):
+    scale = H**-0.5
+
+    def split(self, x):
+        return x.unflatten(-1, (D, H)).transpose(1, 2)
+
+
+@mutant("multi_head_attention", "mask", "repeat_interleave", mask_dims=3)
+class MasksOfOtherSamples(Attention):
+    def weigh(self, scores, mask):
+        if mask is not None:
+            mask = mask.repeat(H, 1, 1).view(scores.shape)
+        return super().weigh(scores, mask)
+
+
+@mutant("multi_head_attention", "gradients|scale", "skipped|left out")
+class LastHeadSkipped(Attention):
+    def merge(self, x):
+        keep = torch.ones(H)[:, None, None]
+        keep[-1] = 0
+        return super().merge(x * keep)
+
+
+@mutant("multi_head_attention", "built-in mask", "causal=True", mask_name=None)
+class CausalUnasked(Attention):
+    def weigh(self, scores, mask):
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+
+@mutant("multi_head_attention", "values", "residual is inside")
+class ResidualInside(Attention):
+    def forward(self, query, key, value, mask=None):
+        return query + super().forward(query, key, value, mask)
+
+
+@mutant("multi_head_attention", "registered", "plain list")
+class ProjectionsInAList(Attention):
+    def __init__(self):
+        super().__init__()
+        self.all = [self.q, self.k, self.v]
+        del self.q, self.k, self.v
+
+    def forward(self, query, key, value, mask=None):
+        q, k, v = (
+            self.split(f(x)) for f, x in zip(self.all, (query, key, value), strict=True)
+        )
+        return self.out(self.merge(self.weigh(q @ k.mT * self.scale, mask) @ v))
+
+
 # Layers -------------------------------------------------------------------------------
 
 
@@ -276,6 +346,61 @@ class AddsInPlace(Layer):
         return x + self.think(self.norm2(x))
 
 
+@mutant("encoder_layer", "residual", "what the attention adds is lost")
+class SecondResidualOfTheInput(Layer):
+    def forward(self, x, mask=None):
+        y = x + self.attend(self.norm1(x), mask)
+        return x + self.think(self.norm2(y))
+
+
+@mutant("encoder_layer", "residual", "what the attention adds is lost")
+class SecondResidualOfTheInputPostNorm(Layer):
+    def forward(self, x, mask=None):
+        y = self.norm1(x + self.attend(x, mask))
+        return self.norm2(x + self.think(y))
+
+
+@mutant("encoder_layer", "activation", "no activation")
+class WithoutActivation(Layer):
+    def think(self, x):
+        return self.linear2(self.linear1(x))
+
+
+@mutant("encoder_layer", "activation", "has an activation too")
+class ActivationAtTheEnd(Layer):
+    def think(self, x):
+        return super().think(x).relu()
+
+
+@mutant("encoder_layer", "norm", "keys and values")
+class OnlyTheQueryNormed(Layer):
+    def forward(self, x, mask=None):
+        hide = None if mask is None else ~mask
+        y = self.attention(self.norm1(x), x, x, attn_mask=hide, need_weights=False)[0]
+        x = x + y
+        return x + self.think(self.norm2(x))
+
+
+@mutant("encoder_layer", "causality", "norm runs over the tokens")
+class NormOverTokens(Layer):
+    def __init__(self):
+        super().__init__()
+        self.norm1 = nn.Identity()
+
+    def attend(self, x, mask):
+        mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+        return super().attend((x - mean) / (std + 1e-5), mask)
+
+
+@mutant("encoder_layer", "padding", "inverted", mask_name=None, padding_name="padding")
+class PaddingInverted(Layer):
+    def forward(self, x, padding=None):
+        y = self.norm1(x)
+        keep = None if padding is None else ~padding
+        x = x + self.attention(y, y, y, key_padding_mask=keep)[0]
+        return x + self.think(self.norm2(x))
+
+
 class CrossLayer(Layer):
     """A right pre-norm decoder layer, for mutants to break one step of."""
 
@@ -327,3 +452,16 @@ class DecoderResidualOfTheNormalised(CrossLayer):
         x = x + self.attend_memory(x, memory, memory_mask)
         x = self.norm3(x)
         return x + self.think(x)
+
+
+@mutant("decoder_layer", "activation", "no activation")
+class DecoderWithoutActivation(CrossLayer):
+    def think(self, x):
+        return self.linear2(self.linear1(x))
+
+
+@mutant("decoder_layer", "memory", "causal")
+class CrossAttentionCausal(CrossLayer):
+    def attend_memory(self, x, memory, mask):
+        hide = torch.ones(x.size(1), memory.size(1), dtype=torch.bool).triu(1)
+        return self.cross(x, memory, memory, attn_mask=hide, need_weights=False)[0]

@@ -227,3 +227,39 @@ class ScaledByModelWidth(PlainAttention):
 class SoftmaxOverQueries(PlainAttention):
     def weigh(self, scores):
         return (scores.clamp(min=-1e4) / math.sqrt(E // 4)).softmax(-2)
+
+
+@mutant("transformer", "batch", "x.size\\(0\\)", **sizes)
+class PositionsOverTheBatch(Translator):
+    def place(self, x):
+        return x + self.table[: x.size(0), None]
+
+
+@mutant("transformer", "source", "encoder is causal", **sizes)
+class EncoderCausal(Translator):
+    def source_mask(self, src):
+        return super().source_mask(src)
+
+    def encode(self, src):
+        x = self.place(self.src_embed(src))
+        mask = self.source_mask(src) & causal_mask(src.size(1))
+        return self.norm(self.layer(x, mask))
+
+
+@mutant("transformer", "layers", "same object", **sizes)
+class OneLayerThrice(Translator):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([self.layer] * 3)
+
+    def encode(self, src):
+        x = self.place(self.src_embed(src))
+        for layer in self.layers:
+            x = layer(x, self.source_mask(src))
+        return self.norm(x)
+
+
+@mutant("transformer", "logits", "ReLU", **sizes)
+class ReluAtTheEnd(Translator):
+    def forward(self, src, tgt):
+        return super().forward(src, tgt).relu()

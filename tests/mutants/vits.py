@@ -202,3 +202,82 @@ class RunningMean(Vision):
         previous = getattr(self, "mean", torch.zeros(E))
         self.mean = x.detach().mean(dim=(0, 1))
         return x - previous
+
+
+@mutant("vit", "read", "class token", **sizes)
+class ReadsTheLastPatch(Vision):
+    def read(self, x):
+        return self.head(self.norm(x)[:, -1])
+
+
+@mutant("vit", "residual", "no residual", **sizes)
+class WithoutResiduals(Vision):
+    def encode(self, x):
+        for layer in self.layers:
+            x = layer.think(layer.norm2(layer.attend(layer.norm1(x), None)))
+        return x
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Layer()
+
+    def forward(self, x):
+        layer = self.inner
+        return layer.think(layer.norm2(layer.attend(layer.norm1(x), None)))
+
+
+@mutant("vit", "residual", "no residual", **sizes)
+class WithoutResidualsInside(Vision):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([Blocks(), Blocks()])
+
+
+@mutant("vit", "registered", "nn.ModuleList|no optimiser", **sizes)
+class LayersInAList(Vision):
+    def __init__(self):
+        super().__init__()
+        layers = list(self.layers)
+        del self.layers
+        self.layers = layers
+
+
+@mutant("vit", "layers", "same object", **sizes)
+class OneLayerTwice(Vision):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([Layer()] * 2)
+
+
+@mutant("vit", "logits", "sigmoid", **sizes)
+class SigmoidAtTheEnd(Vision):
+    def read(self, x):
+        return super().read(x).sigmoid()
+
+
+@mutant("vit", "batch", "x.size\\(0\\)", **sizes)
+class PositionsOverTheBatch(Vision):
+    def embed(self, images):
+        x = self.project(self.cut(images))
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1)
+        return x + self.pos[0, : len(x), None]
+
+
+class NoActivation(Layer):
+    def think(self, x):
+        return self.linear2(self.linear1(x))
+
+
+@mutant("vit", "activation", "no activation", **sizes)
+class WithoutActivation(Vision):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([NoActivation(), NoActivation()])
+
+
+@mutant("vit", "pixels", "", **sizes)
+class OnlyRed(Vision):
+    def cut(self, images):
+        return super().cut(images[:, :1].expand_as(images))
