@@ -83,7 +83,9 @@ def fit(
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
     steps = epochs * math.ceil(len(train[0]) / batch_size)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), lr=lr)
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, weight_decay), lr=lr, fused=True
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_cosine(step, steps, warmup)
     )
