@@ -929,6 +929,8 @@ def layer_norm(fn: Callable[[Tensor], Tensor], *, eps: float = 1e-5) -> Report:
     def gain_and_shift() -> Finding | None:
         if not isinstance(fn, nn.Module) or len(list(fn.parameters())) != 2:
             return None
+        if values() is not None:
+            return None  # said already
         own = copy_of(fn)
         one, two = own.parameters()
         if one.numel() != 6 or two.numel() != 6:
