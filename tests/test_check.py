@@ -16,6 +16,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 from transformers import ViTConfig, ViTForImageClassification
 from vit_pytorch.simple_vit import SimpleViT
+from vit_pytorch.simple_vit_with_register_tokens import SimpleViT as RegisterViT
 
 import minivit
 from minivit import check
@@ -263,6 +264,11 @@ RIGHT = [
     (
         "vit",
         lambda: SimpleViT(**small, **lucid),
+        {"image_size": 32, "num_classes": 10},
+    ),
+    (
+        "vit",
+        lambda: RegisterViT(**small, **lucid),
         {"image_size": 32, "num_classes": 10},
     ),
 ]
