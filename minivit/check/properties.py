@@ -427,15 +427,15 @@ def unreached(
 
 def leaves(out: Tensor) -> list[Tensor]:
     """Collect the weights at which the graph of a tensor ends."""
-    todo, seen, found = [out.grad_fn], set(), []
-    while todo:
-        node: Any = todo.pop()
+    pending, seen, found = [out.grad_fn], set(), []
+    while pending:
+        node: Any = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
             found.append(node.variable)
-        todo.extend(parent for parent, _ in node.next_functions)
+        pending.extend(parent for parent, _ in node.next_functions)
     return found
 
 
