@@ -10,7 +10,7 @@ HTML   := _build/html/index.html
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test browser slow bench execute serve lint format lock repository clean distclean
+.PHONY: help install book test browser slow execute serve lint format lock repository clean distclean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -35,9 +35,6 @@ browser: book  ## look at the built book with headless Chromium
 
 slow: install  ## run the tests that take minutes
 	$(BIN)/pytest -m slow tests
-
-bench: install  ## measure speed against other libraries
-	$(BIN)/pytest -m benchmark tests/benchmarks
 
 execute: install  ## run all chapters in place and store their outputs (or CHAPTERS="book/vit.ipynb")
 	OMP_NUM_THREADS=1 $(BIN)/python tools/execute.py $(CHAPTERS)
