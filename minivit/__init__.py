@@ -11,6 +11,7 @@ from .positions import (
     sinusoidal_positions,
     sinusoidal_positions_2d,
 )
+from .predict import load
 from .pretrained import pretrained
 from .train import evaluate, fit
 from .transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, Transformer
@@ -48,6 +49,7 @@ __all__ = [
     "evaluate",
     "fit",
     "greedy_search",
+    "load",
     "padding_mask",
     "patchify",
     "pretrained",

@@ -5,6 +5,8 @@ Copy this file together with transformer.py, attention.py, positions.py and laye
 Letters for shapes: B batch, C channels, P patch side, N patches, E embed, K classes.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,28 @@ __all__ = [
 ]
 
 Size = int | tuple[int, int]
+
+
+def _size(
+    embed_dim: int, num_layers: int, num_heads: int, patch_size: int
+) -> dict[str, Any]:
+    return {
+        "patch_size": patch_size,
+        "embed_dim": embed_dim,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "mlp_dim": 4 * embed_dim,
+    }
+
+
+SIZES = {
+    "vit_ti_16": _size(192, 12, 3, 16),
+    "vit_s_16": _size(384, 12, 6, 16),
+    "vit_b_16": _size(768, 12, 12, 16),
+    "vit_b_32": _size(768, 12, 12, 32),
+    "vit_l_16": _size(1024, 24, 16, 16),
+    "vit_s_4": _size(384, 9, 6, 4),
+}
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -274,61 +298,70 @@ def vit_ti_16(
     *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
 ) -> ViT:
     """ViT-Ti/16 (tiny) of Touvron et al. 2021, table 1: 5.7 million parameters."""
-    return _vit(192, 12, 3, 16, num_classes, image_size, dropout)
+    return ViT(
+        **SIZES["vit_ti_16"],
+        num_classes=num_classes,
+        image_size=image_size,
+        dropout=dropout,
+    )
 
 
 def vit_s_16(
     *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
 ) -> ViT:
     """ViT-S/16 (small) of Touvron et al. 2021, table 1: 22 million parameters."""
-    return _vit(384, 12, 6, 16, num_classes, image_size, dropout)
+    return ViT(
+        **SIZES["vit_s_16"],
+        num_classes=num_classes,
+        image_size=image_size,
+        dropout=dropout,
+    )
 
 
 def vit_b_16(
     *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
 ) -> ViT:
     """ViT-B/16 (base) of Dosovitskiy et al. 2021, table 1: 86 million parameters."""
-    return _vit(768, 12, 12, 16, num_classes, image_size, dropout)
+    return ViT(
+        **SIZES["vit_b_16"],
+        num_classes=num_classes,
+        image_size=image_size,
+        dropout=dropout,
+    )
 
 
 def vit_b_32(
     *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
 ) -> ViT:
     """ViT-B/32 (base, large patches) of Dosovitskiy et al. 2021."""
-    return _vit(768, 12, 12, 32, num_classes, image_size, dropout)
+    return ViT(
+        **SIZES["vit_b_32"],
+        num_classes=num_classes,
+        image_size=image_size,
+        dropout=dropout,
+    )
 
 
 def vit_l_16(
     *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
 ) -> ViT:
     """ViT-L/16 (large) of Dosovitskiy et al. 2021, table 1: 304 million parameters."""
-    return _vit(1024, 24, 16, 16, num_classes, image_size, dropout)
+    return ViT(
+        **SIZES["vit_l_16"],
+        num_classes=num_classes,
+        image_size=image_size,
+        dropout=dropout,
+    )
 
 
 def vit_s_4(
     *, num_classes: int = 10, image_size: Size = 32, dropout: float = 0.0
 ) -> ViT:
     """ViT for images of 32 pixels: patches of 4, width 384, 9 layers, 6 heads."""
-    return _vit(384, 9, 6, 4, num_classes, image_size, dropout)
-
-
-def _vit(
-    embed_dim: int,
-    num_layers: int,
-    num_heads: int,
-    patch_size: int,
-    num_classes: int,
-    image_size: Size,
-    dropout: float,
-) -> ViT:
     return ViT(
-        image_size=image_size,
-        patch_size=patch_size,
+        **SIZES["vit_s_4"],
         num_classes=num_classes,
-        embed_dim=embed_dim,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        mlp_dim=4 * embed_dim,
+        image_size=image_size,
         dropout=dropout,
     )
 

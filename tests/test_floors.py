@@ -21,11 +21,13 @@ FLOORS = {
     "plots": 0,
     "convert": 0,
     "transformer": 1,
-    "train": 1,
+    "images": 1,
     "vit": 2,
     "explain": 3,
     "check": 3,
     "pretrained": 3,
+    "predict": 3,
+    "train": 3,
 }
 
 # What a file of floor 0 may import at module level besides the standard library.

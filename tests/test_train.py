@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minivit import LearnedPositions, ViT, evaluate, fit
-from minivit.train import _parameter_groups, warmup_cosine
+from minivit.train import parameter_groups, warmup_cosine
 
 
 def blobs(number=240, classes=3, seed=0):
@@ -212,7 +212,7 @@ def test_fit_follows_the_schedule():
 
 def test_weight_decay_spares_positions_and_reaches_convolutions():
     table, conv = LearnedPositions(5, 8), nn.Conv2d(1, 4, 3)
-    decayed, free = _parameter_groups(nn.ModuleList([table, conv]), 0.3)
+    decayed, free = parameter_groups(nn.ModuleList([table, conv]), 0.3)
     assert [p is conv.weight for p in decayed["params"]] == [True]
     assert {id(p) for p in free["params"]} == {id(table.table), id(conv.bias)}
 
@@ -227,7 +227,7 @@ def test_weight_decay_on_matrices_only():
         num_heads=2,
         mlp_dim=8,
     )
-    decayed, free = _parameter_groups(model, 0.3)
+    decayed, free = parameter_groups(model, 0.3)
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
     names = {id(p): name for name, p in model.named_parameters()}
     decayed = {names[id(p)] for p in decayed["params"]}

@@ -1,4 +1,4 @@
-"""Training: one loop for every model of the book.
+"""One loop for every model of the book: data in memory, one device, AdamW.
 
 Copy this file together with data.py; it needs tqdm beside torch.
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import check_finite
+from ..data import check_finite
 
 __all__ = ["evaluate", "fit", "warmup_cosine"]
 
@@ -84,7 +84,7 @@ def fit(
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
     steps = epochs * math.ceil(len(train[0]) / batch_size)
     optimizer = torch.optim.AdamW(
-        _parameter_groups(model, weight_decay), lr=lr, fused=True
+        parameter_groups(model, weight_decay), lr=lr, fused=True
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_cosine(step, steps, warmup)
@@ -210,7 +210,7 @@ def warmup_cosine(step: int, steps: int, warmup: float = 0.1) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Decay the weights of maps and embeddings; leave all else alone."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:

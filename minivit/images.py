@@ -1,0 +1,357 @@
+"""Labelled pictures for training: in memory where they fit, else read as needed.
+
+Copy this file together with data.py; it needs torchvision, and scikit-learn to divide.
+
+Letters for shapes: B batch, C channels, N pictures.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .data import load_digits, split
+
+__all__ = [
+    "InMemory",
+    "OnDisk",
+    "Pictures",
+    "load_pictures",
+    "normalise",
+    "read",
+    "seed_from",
+    "square",
+    "statistics",
+]
+
+MEMORY = 2 * 2**30  # bytes of pixels that we keep at most
+
+
+class InMemory:
+    """Pictures of one size, kept as bytes.
+
+    Args:
+        images: (N, C, height, width) uint8.
+        labels: (N,) integers.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        """Count the pictures."""
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "InMemory":
+        """Move the pictures: small ones are augmented where the model is."""
+        return InMemory(self.images.to(device), self.labels.to(device))
+
+    def batches(self, rows: Iterable[Tensor], seed: int = 0) -> Iterator[tuple]:
+        """Yield (images, labels) for each tensor of row numbers."""
+        for batch in rows:
+            batch = batch.to(self.images.device)
+            yield self.images[batch], self.labels[batch]
+
+
+class OnDisk(Dataset):
+    """Pictures in files, decoded by other processes while the model computes.
+
+    Args:
+        files: N of them.
+        labels: (N,) integers.
+        transform: from a PIL image to (C, height, width) uint8. What it draws at random
+            depends on the seed and the picture alone, not on the number of processes.
+        workers: processes that decode.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        labels: Tensor,
+        transform: Callable[[Any], Tensor],
+        workers: int = 0,
+    ) -> None:
+        self.files = files
+        self.labels = labels
+        self.transform = transform
+        self.workers = workers
+        self.seed = 0
+
+    def __len__(self) -> int:
+        """Count the pictures."""
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "OnDisk":
+        """Stay: they are moved batch by batch."""
+        return self
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        """Decode one picture."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_from(self.seed, row))
+            return self.transform(read(self.files[row])), self.labels[row]
+
+    def batches(self, rows: Iterable[Tensor], seed: int = 0) -> Iterator[tuple]:
+        """Yield (images, labels) for each tensor of row numbers."""
+        self.seed = seed
+        yield from DataLoader(
+            self,
+            batch_sampler=[batch.tolist() for batch in rows],
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class Pictures(NamedTuple):
+    """What a model learns from, and what it is measured with."""
+
+    train: InMemory | OnDisk
+    held_out: InMemory | OnDisk
+    classes: list[str]
+
+
+def load_pictures(
+    name: str | Path,
+    *,
+    image_size: int | None = None,
+    held_out: float = 0.1,
+    seed: int = 0,
+    limit: int | None = None,
+    keep: str = "auto",
+    workers: int = 0,
+    root: str | Path = "data",
+) -> Pictures:
+    """Load a set by its name, or any folder with one folder of pictures a class.
+
+    If the folder holds `train` and `val`, they are used as they are; otherwise a part
+    of each class is held out. Of "cifar10" and "fashion-mnist", which torchvision
+    downloads and checks, the training part is divided; the test part stays untouched.
+
+    Args:
+        name: "digits", "cifar10", "fashion-mnist", or the path of a folder.
+        image_size: side to which files are resized (shorter side, then the centre is
+            cut out); by default 224. The three sets have their own size.
+        held_out: share of each class that is not trained on.
+        seed: of the division.
+        limit: number of training images that are kept, each class in its proportion.
+        keep: "memory", "disk", or "auto": memory if all fits into 2 GiB.
+        workers: processes that decode files, if they stay on disk.
+        root: where downloads are kept.
+
+    Returns:
+        train, held_out and the names of the classes.
+
+    Raises:
+        ValueError: no such set or folder, a class without pictures, a file that is no
+            picture (named), or an argument out of range.
+    """
+    if keep not in ("auto", "memory", "disk"):
+        raise ValueError(f"keep must be 'auto', 'memory' or 'disk', got {keep!r}")
+    if not 0.0 < held_out < 1.0:
+        raise ValueError(f"held_out must lie between 0 and 1, got {held_out}")
+    if name in SETS:
+        images, labels, classes = SETS[str(name)](root)
+        if image_size not in (None, images.size(-1)):
+            raise ValueError(
+                f"{name} has images of {images.size(-1)} pixels, "
+                f"got image_size={image_size}"
+            )
+        rows, val_rows = _hold_out(labels, held_out, seed)
+        rows = _keep(rows, labels, limit, seed)
+        train = InMemory(images[rows], labels[rows])
+        return Pictures(train, InMemory(images[val_rows], labels[val_rows]), classes)
+    folder, size = Path(name), image_size or 224
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is neither a folder nor one of {sorted(SETS)}")
+    if (folder / "train").is_dir() and (folder / "val").is_dir():
+        files, labels, classes = _list(folder / "train")
+        val_files, val_labels, val_classes = _list(folder / "val")
+        if val_classes != classes:
+            raise ValueError(
+                f"{folder / 'train'} and {folder / 'val'} must have the same classes, "
+                f"got {classes} and {val_classes}"
+            )
+        rows, val_rows = torch.arange(len(files)), torch.arange(len(val_files))
+    else:
+        files, labels, classes = _list(folder)
+        val_files, val_labels = files, labels
+        rows, val_rows = _hold_out(labels, held_out, seed)
+    rows = _keep(rows, labels, limit, seed)
+    parts = [
+        OnDisk([found[i] for i in part], numbers[part], square(size), workers)
+        for found, numbers, part in (
+            (files, labels, rows),
+            (val_files, val_labels, val_rows),
+        )
+    ]
+    needed = 3 * size**2 * sum(map(len, parts))
+    if keep == "memory" or (keep == "auto" and needed <= MEMORY):
+        parts = [_into_memory(part) for part in parts]
+    return Pictures(*parts, classes)
+
+
+def square(image_size: int, channels: int = 3) -> Callable[[Any], Tensor]:
+    """Make the transform from a PIL image to a square of bytes.
+
+    Args:
+        image_size: the shorter side is resized to it, then the centre is cut out.
+        channels: 3 for colour, 1 for grey.
+
+    Returns:
+        A function to (C, image_size, image_size) uint8.
+    """
+    from torchvision.transforms import v2
+
+    return v2.Compose(
+        [
+            v2.PILToTensor(),
+            *([v2.Grayscale()] if channels == 1 else [v2.RGB()]),
+            v2.Resize(image_size, antialias=True),
+            v2.CenterCrop(image_size),
+        ]
+    )
+
+
+def normalise(
+    mean: Sequence[float], std: Sequence[float]
+) -> Callable[[Tensor], Tensor]:
+    """Make the transform from bytes to floats of mean 0 and variance 1.
+
+    Args:
+        mean: of each channel, of pixels from 0 to 1.
+        std: standard deviation of each channel.
+
+    Returns:
+        A function from (..., C, height, width) uint8 to float32.
+    """
+    from torchvision.transforms import v2
+
+    return v2.Compose(
+        [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    )
+
+
+def statistics(
+    pictures: InMemory | OnDisk, sample: int = 5000
+) -> tuple[list[float], list[float]]:
+    """Measure mean and standard deviation of each channel, of pixels from 0 to 1.
+
+    Args:
+        pictures: of which a sample is read.
+        sample: how many at most, drawn with a fixed seed.
+
+    Returns:
+        C means and C standard deviations (1 for a channel that is constant).
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(pictures), generator=generator)[:sample]
+    batches = [images for images, _ in pictures.batches(rows.split(100))]
+    pixels = torch.cat(batches).transpose(0, 1).flatten(1) / 255.0  # (C, all pixels)
+    std, mean = torch.std_mean(pixels, dim=1, correction=0)
+    return mean.tolist(), torch.where(std > 0, std, 1.0).tolist()
+
+
+def seed_from(*numbers: int) -> int:
+    """Mix numbers into a seed: the same on every machine, unlike for neighbours.
+
+    Args:
+        numbers: such as the seed of a run and the number of an update.
+
+    Returns:
+        An integer from 0 to 2⁶³ - 1.
+    """
+    return random.Random(repr(numbers)).getrandbits(63)
+
+
+def read(file: str | Path) -> Any:
+    """Open a picture and decode it whole.
+
+    Args:
+        file: in any format that Pillow knows.
+
+    Returns:
+        A PIL image in RGB.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no picture, or cut short.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} cannot be read as a picture: {error}") from error
+
+
+def _hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw rows to train on and rows to measure with, each class in its proportion."""
+    (train, _), (rest, _) = split(
+        torch.arange(len(labels)), labels, test_size=share, seed=seed
+    )
+    return train, rest
+
+
+def _keep(rows: Tensor, labels: Tensor, limit: int | None, seed: int) -> Tensor:
+    """Keep so many rows, each class in its proportion."""
+    if limit is None or limit >= len(rows):
+        return rows
+    if limit < len(labels.unique()):
+        raise ValueError(
+            f"limit={limit} is less than one image for each of the "
+            f"{len(labels.unique())} classes"
+        )
+    return split(rows, labels[rows], test_size=limit, seed=seed)[1][0]
+
+
+def _list(folder: Path) -> tuple[list[str], Tensor, list[str]]:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        found = ImageFolder(str(folder))
+    except FileNotFoundError as error:  # no class at all, or one that is empty
+        raise ValueError(str(error)) from error
+    files, labels = zip(*found.samples, strict=True)
+    return list(files), torch.tensor(labels), found.classes
+
+
+def _into_memory(pictures: OnDisk) -> InMemory:
+    from tqdm import tqdm
+
+    rows = torch.arange(len(pictures)).split(256)
+    batches = tqdm(
+        pictures.batches(rows), "reading", len(rows), leave=False, disable=None
+    )
+    images, labels = zip(*batches, strict=True)
+    return InMemory(torch.cat(images), torch.cat(labels))
+
+
+def _digits(root: str | Path) -> tuple[Tensor, Tensor, list[str]]:
+    images, labels = load_digits()
+    return (images * 255).round().byte(), labels, [str(i) for i in range(10)]
+
+
+def _cifar10(root: str | Path) -> tuple[Tensor, Tensor, list[str]]:
+    from torchvision.datasets import CIFAR10
+
+    found = CIFAR10(str(root), download=True)
+    images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+    return images, torch.tensor(found.targets), found.classes
+
+
+def _fashion_mnist(root: str | Path) -> tuple[Tensor, Tensor, list[str]]:
+    from torchvision.datasets import FashionMNIST
+
+    found = FashionMNIST(str(root), download=True)
+    return found.data[:, None], found.targets, found.classes
+
+
+SETS = {"digits": _digits, "cifar10": _cifar10, "fashion-mnist": _fashion_mnist}

@@ -1,0 +1,178 @@
+"""A trained model at work: python -m minivit.predict vit_cifar10 photograph.jpg.
+
+Copy this file together with checkpoint.py, images.py, data.py, vit.py, transformer.py,
+attention.py, positions.py and layers.py; it needs torchvision and safetensors beside
+torch.
+
+Letters for shapes: B batch, C channels, K classes.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checkpoint import load_weights
+from .images import load_pictures, normalise, read, square
+from .vit import ViT
+
+__all__ = ["Trained", "load", "measure"]
+
+# Models that travel with the package.
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class Trained(NamedTuple):
+    """A model and what it takes to use it.
+
+    Attributes:
+        model: in eval mode.
+        classes: K names.
+        preprocess: from a PIL image of any size to (C, height, width) float32, as the
+            model expects it.
+        about: how it was trained and how good it is.
+    """
+
+    model: ViT
+    classes: list[str]
+    preprocess: Callable[[Any], Tensor]
+    about: dict[str, Any]
+
+
+def load(name: str | Path) -> Trained:
+    """Load a trained model: one that travels with minivit, or a file.
+
+    Args:
+        name: "vit_cifar10", or the path of a `model.safetensors` that training wrote.
+
+    Returns:
+        model, classes, preprocess, about.
+
+    Raises:
+        FileNotFoundError: no such name and no such file.
+        ValueError: a file that is damaged, or that minivit did not write.
+
+    Example:
+        model, classes, preprocess, about = minivit.load("vit_cifar10")
+        logits = model(preprocess(Image.open("photograph.jpg"))[None])  # (1, K)
+    """
+    from torchvision.transforms import v2
+
+    file = WEIGHTS / f"{name}.safetensors"
+    if not file.is_file():
+        file = Path(name)
+    if not file.is_file():
+        shipped = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+        raise FileNotFoundError(
+            f"there is no file {name}, and no such name in {shipped}"
+        )
+    state_dict, about = load_weights(file)
+    try:
+        model = ViT(**about["vit"])
+        model.load_state_dict(state_dict)
+        height, _ = model.patch_embed.image_size
+        preprocess = v2.Compose(
+            [
+                square(height, model.patch_embed.in_channels),
+                normalise(about["mean"], about["std"]),
+            ]
+        )
+        return Trained(model.eval(), about["classes"], preprocess, about)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{file} does not fit this version of minivit: {error}"
+        ) from error
+
+
+@torch.no_grad()
+def measure(trained: Trained, data: str | Path, *, root: str | Path = "data") -> dict:
+    """Measure a model on the images that were held out when it was trained.
+
+    Args:
+        trained: from `load`; it knows how the images were divided.
+        data: the same data as in training, as in `load_pictures`.
+        root: where downloads are kept.
+
+    Returns:
+        "hits", "images" and "accuracy".
+
+    Raises:
+        ValueError: the data has other classes.
+    """
+    model, classes, _, about = trained
+    pictures = load_pictures(
+        data,
+        image_size=model.patch_embed.image_size[0],
+        held_out=about["held_out"],
+        seed=about["split_seed"],
+        root=root,
+    )
+    if pictures.classes != classes:
+        raise ValueError(f"{data} has classes {pictures.classes}, expected {classes}")
+    to_input = normalise(about["mean"], about["std"])
+    rows = torch.arange(len(pictures.held_out)).split(500)
+    hits = sum(
+        int((model(to_input(images)).argmax(1) == labels).sum())
+        for images, labels in pictures.held_out.batches(rows)
+    )
+    count = len(pictures.held_out)
+    return {"hits": hits, "images": count, "accuracy": hits / count}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Name what pictures show, or measure a model; 0, or 2 for an error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m minivit.predict",
+        description="Say what pictures show, the likeliest classes first.",
+    )
+    parser.add_argument("weights", help="vit_cifar10, or a model.safetensors")
+    parser.add_argument("images", nargs="*", help="picture files")
+    parser.add_argument("--top", type=int, default=3, help="classes shown (3)")
+    parser.add_argument(
+        "--data", help="measure on what was held out of this data in training instead"
+    )
+    parser.add_argument("--root", default="data", help="folder for downloads (data)")
+    given = parser.parse_args(argv)
+    if given.top < 1:
+        parser.error(f"--top must be at least 1, got {given.top}")
+    if bool(given.images) == bool(given.data):
+        parser.error("give pictures, or --data")
+    try:
+        trained = load(given.weights)
+        if given.data:
+            found = measure(trained, given.data, root=given.root)
+            print(
+                f"{found['hits']:,} of {found['images']:,} held-out images right: "
+                f"{found['accuracy']:.2%}"
+            )
+            return 0
+        failed = False
+        for file in given.images:
+            try:
+                shares = _shares(trained, file)
+            except (OSError, ValueError) as error:  # the other pictures are shown
+                print(f"error: {error}", file=sys.stderr)
+                failed = True
+                continue
+            best = sorted(shares.items(), key=lambda pair: -pair[1])[: given.top]
+            answer = "  ".join(f"{name} {share:.1%}" for name, share in best)
+            print(f"{file}: {answer}")
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 2 if failed else 0
+
+
+@torch.no_grad()
+def _shares(trained: Trained, file: str) -> dict[str, float]:
+    image = trained.preprocess(read(file))[None]  # (1, C, height, width)
+    shares = trained.model(image).softmax(dim=-1)[0]  # (K,)
+    return dict(zip(trained.classes, shares.tolist(), strict=True))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
