@@ -10,7 +10,7 @@ HTML   := _build/html/index.html
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test browser slow execute serve lint format lock repository clean distclean
+.PHONY: help install book test browser slow bench execute serve lint format lock repository clean distclean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -35,6 +35,9 @@ browser: book  ## look at the built book with headless Chromium
 
 slow: install  ## run the tests that take minutes
 	$(BIN)/pytest -m slow tests
+
+bench: install  ## measure speed against other libraries, write it into the book (ROUNDS=3: a quick look)
+	@ROUNDS=$(ROUNDS) $(BIN)/python tools/benchmarks.py
 
 execute: install  ## run all chapters in place and store their outputs (or CHAPTERS="book/vit.ipynb")
 	OMP_NUM_THREADS=1 $(BIN)/python tools/execute.py $(CHAPTERS)

@@ -1,0 +1,1 @@
+"""How fast minivit is beside other libraries: `make bench`, not `make test`."""
