@@ -99,12 +99,16 @@ class OnDisk(Dataset):
     def batches(self, rows: Iterable[Tensor], seed: int = 0) -> Iterator[tuple]:
         """Yield (images, labels) for each tensor of row numbers."""
         self.seed = seed
-        yield from DataLoader(
+        loader = DataLoader(
             self,
             batch_sampler=[batch.tolist() for batch in rows],
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
         )
+        try:
+            yield from loader
+        except ValueError as error:  # without the trace of another process
+            raise ValueError(str(error).rpartition("ValueError: ")[2].strip()) from None
 
 
 class Pictures(NamedTuple):

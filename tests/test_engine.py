@@ -1,0 +1,563 @@
+"""The engine: exact through interruptions, equal on many processes, clear in words."""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import minivit
+from minivit import ViT, checkpoint, predict
+from minivit.images import load_pictures, normalise
+from minivit.train import Recipe, engine, run
+from minivit.train.__main__ import main
+from minivit.train.augment import Augment
+
+# Everything that carries state through training: averages, momentum, dropout, crops.
+TINY = {
+    "data": "digits",
+    "patch_size": 4,
+    "embed_dim": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "mlp_dim": 32,
+    "epochs": 2,
+    "batch_size": 128,
+    "limit": 640,
+    "lr": 3e-3,
+    "warmup": 0.1,
+    "device": "cpu",
+}
+EVERYTHING = {
+    **TINY,
+    "optimizer": "muon",
+    "ema": 0.9,
+    "dropout": 0.1,
+    "drop_path": 0.1,
+    "crop": True,
+    "same_draw": 64,
+    "randaugment": 1,
+    "erasing": 0.5,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "unmixed": 0.3,
+    "label_smoothing": 0.1,
+    "save_every": 0.0,  # a checkpoint after every update
+}
+
+
+def tiny(tmp_path, base=TINY, **changes):
+    return Recipe(**{**base, "out": str(tmp_path / "run"), **changes})
+
+
+def weights(path):
+    return checkpoint.load_weights(path / "run" / "model.safetensors")[0]
+
+
+def assert_same(a, b, **close):
+    assert a.keys() == b.keys()
+    for name in a:
+        if close:
+            torch.testing.assert_close(a[name], b[name], **close)
+        else:
+            assert torch.equal(a[name], b[name]), name
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with everything that nobody interrupted."""
+    path = tmp_path_factory.mktemp("finished")
+    history = run(tiny(path, EVERYTHING))
+    return path, history
+
+
+# --- what a run writes --------------------------------------------------------------
+
+
+def test_a_run_leaves_all_that_was_promised(finished):
+    path, history = finished
+    assert sorted(file.name for file in (path / "run").iterdir()) == [
+        "checkpoint.pt",
+        "learning_curves.png",
+        "metrics.jsonl",
+        "model.safetensors",
+        "run.json",
+    ]
+    rows = (path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row) for row in rows] == [
+        {name: values[i] for name, values in history.items()} for i in range(2)
+    ]
+    assert history["epoch"] == [1, 2]
+    assert history["step"] == [5, 10]
+    about = json.loads((path / "run" / "run.json").read_text())
+    assert Recipe(**about["recipe"]) == tiny(path, EVERYTHING)
+    assert about["images"] == [640, 180]
+    assert about["hardware"]["torch"] == torch.__version__
+    with Image.open(path / "run" / "learning_curves.png") as picture:
+        assert picture.size[0] > 500
+
+
+def test_the_weights_are_the_averaged_ones_and_as_good_as_said(finished):
+    path, history = finished
+    trained = minivit.load(path / "run" / "model.safetensors")
+    assert not trained.model.training
+    assert trained.classes == list("0123456789")
+    found = predict.measure(trained, "digits")
+    assert found["accuracy"] == pytest.approx(history["val_accuracy"][-1])
+    assert found["images"] == 180
+
+    _, held_out, _ = load_pictures("digits")
+    pixels = normalise(trained.about["mean"], trained.about["std"])(held_out.images)
+    with torch.no_grad():
+        loss = F.cross_entropy(trained.model(pixels), held_out.labels)
+    assert loss.item() == pytest.approx(history["val_loss"][-1], rel=1e-5)
+
+
+def test_it_learns(tmp_path):
+    changes = {"limit": None, "patch_size": 2, "embed_dim": 32, "epochs": 10}
+    history = run(tiny(tmp_path, optimizer="muon", lr=1e-2, **changes))
+    assert history["val_accuracy"][-1] > 0.85  # measured: 0.94
+    assert history["train_loss"] == sorted(history["train_loss"], reverse=True)
+
+
+def test_the_command_gives_the_recipe_again(tmp_path, monkeypatch):
+    recipe = tiny(tmp_path, EVERYTHING, compile=True, layer_scale=1e-4)
+    came = []
+
+    def keep(recipe, *, resume):
+        came.append((recipe, resume))
+        return {}
+
+    monkeypatch.setattr("minivit.train.__main__.run", keep)
+    command = recipe.command().split()
+    assert command[:3] == ["python", "-m", "minivit.train"]
+    assert main(command[3:]) == 0
+    assert came == [(recipe, False)]
+    assert recipe.command(4).startswith("torchrun --nproc-per-node=4 -m minivit.train")
+
+
+# --- the recipe does what it says ---------------------------------------------------
+
+
+def test_accumulation_changes_nothing(tmp_path):
+    """Five unequal pieces give the weights and the steps of one batch."""
+    results = []
+    for pieces in (1, 5):
+        path = tmp_path / str(pieces)
+        history = run(tiny(path, accumulate=pieces, batch_size=127))
+        results.append((weights(path), history))
+    assert_same(results[0][0], results[1][0], rtol=1e-4, atol=1e-6)
+    assert results[0][1]["step"] == results[1][1]["step"]
+    assert results[0][1]["lr"] == results[1][1]["lr"]
+
+
+def test_one_update_is_the_one_written_out(tmp_path):
+    """Against AdamW, clipping and the average by hand, from the same start."""
+    recipe = tiny(tmp_path, ema=0.5, clip=0.1, epochs=2, limit=256, warmup=0.0, lr=0.01)
+    run(recipe)
+    found = weights(tmp_path)
+
+    train, _, _ = load_pictures("digits", limit=256)
+    about = checkpoint.load_weights(tmp_path / "run" / "model.safetensors")[1]
+    images = normalise(about["mean"], about["std"])(train.images)
+    torch.manual_seed(recipe.seed)
+    model = ViT(**about["vit"])
+    named = dict(model.named_parameters())
+    decayed = [p for n, p in named.items() if "weight" in n and p.ndim >= 2]
+    free = [p for n, p in named.items() if not ("weight" in n and p.ndim >= 2)]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": free, "weight_decay": 0}]
+    )
+    average, step = None, 0
+    for epoch in range(2):
+        generator = torch.Generator().manual_seed(minivit.images.seed_from(0, epoch))
+        for rows in torch.randperm(256, generator=generator).split(128):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01 * minivit.train.warmup_cosine(step, 4, 0.0)
+            F.cross_entropy(model(images[rows]), train.labels[rows]).backward()
+            norm = torch.stack([p.grad.norm() for p in named.values()]).norm()
+            for p in named.values():
+                p.grad *= min(1.0, 0.1 / norm.item())
+            optimizer.step()
+            optimizer.zero_grad()
+            now = {name: p.detach().clone() for name, p in named.items()}
+            average = average or now
+            average = {n: 0.5 * average[n] + 0.5 * now[n] for n in now}
+            step += 1
+    for name, weight in average.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
+    model = ViT(
+        image_size=8,
+        patch_size=4,
+        num_classes=3,
+        embed_dim=8,
+        num_layers=2,
+        num_heads=2,
+        mlp_dim=16,
+    )
+    muon, adamw = engine._optimizers(model, Recipe(optimizer="muon"))
+    taken = {id(p) for p in muon.param_groups[0]["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in taken}
+    assert len(names) == 2 * 4
+    assert all(name.startswith("encoder") and name.endswith("weight") for name in names)
+    rest = {id(p) for group in adamw.param_groups for p in group["params"]}
+    assert not rest & taken
+    assert len(rest | taken) == len(list(model.parameters()))
+
+
+def test_augmentation_differs_between_pieces_and_keeps_shapes():
+    recipe = Recipe(randaugment=2, flip=True, erasing=1.0, same_draw=2)
+    augment = Augment(recipe, [0.5] * 3, [0.2] * 3, 10)
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8).expand(
+        8, -1, -1, -1
+    )
+    seen, labels = augment(images, torch.arange(8))
+    assert seen.shape == images.shape
+    assert seen.dtype == torch.float32
+    assert torch.equal(labels, torch.arange(8))
+    assert torch.equal(seen[0], seen[1]), "neighbours are drawn alike"
+    assert len({image.numpy().tobytes() for image in seen}) > 2
+
+
+def test_mixing_mixes_labels_as_it_mixes_images():
+    recipe = Recipe(mixup=1.0)
+    augment = Augment(recipe, [0.0], [1.0], 4)
+    images = (
+        torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(-1, -1, 8, 8) * 60
+    )
+    mixed, targets = augment(images, torch.arange(4))
+    assert targets.shape == (4, 4)
+    assert targets.sum(1).tolist() == pytest.approx([1.0] * 4)
+    values = targets @ (torch.arange(4.0) * 60 / 255)
+    torch.testing.assert_close(mixed[:, 0, 0, 0], values)
+    plain, labels = augment(images, torch.arange(4), mix=False)
+    assert torch.equal(labels, torch.arange(4))
+    assert plain[1].unique().numel() == 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_lower_precision_learns_the_same(tmp_path, precision):
+    """float16 goes through the scaler; on CPU both are slow, but they work."""
+    full = run(tiny(tmp_path / "full"))["val_loss"][-1]
+    low = run(tiny(tmp_path / "low", precision=precision))["val_loss"][-1]
+    assert low == pytest.approx(full, rel=0.02)
+    assert low != full
+
+
+@pytest.mark.slow
+def test_compiled_is_the_same(tmp_path):
+    run(tiny(tmp_path / "eager"))
+    run(tiny(tmp_path / "compiled", compile=True))
+    assert_same(
+        weights(tmp_path / "eager"),
+        weights(tmp_path / "compiled"),
+        rtol=1e-3,
+        atol=1e-5,
+    )
+
+
+def test_pictures_on_disk_train_too(tmp_path):
+    for name, colour in (("blue", (0, 0, 200)), ("red", (200, 0, 0))):
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            Image.new("RGB", (90 + i, 80), colour).save(tmp_path / name / f"{i}.png")
+    recipe = tiny(
+        tmp_path / "out",
+        data=str(tmp_path),
+        image_size=72,
+        patch_size=24,
+        keep="disk",
+        workers=1,
+        crop=True,
+        flip=True,
+        batch_size=12,
+        limit=None,
+        epochs=4,
+        optimizer="muon",
+    )
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").rename(tmp_path.parent / "out")  # not a class of the set
+    recipe = dataclasses.replace(recipe, out=str(tmp_path.parent / "out" / "run"))
+    history = run(recipe)
+    assert history["val_accuracy"][-1] == 1.0
+
+
+# --- interruptions ------------------------------------------------------------------
+
+
+def child(target):
+    """Run in a forked process, so that it can be killed; torch is loaded already."""
+    process = multiprocessing.get_context("fork").Process(target=target)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def kill_at(monkeypatch, owner, name, call):
+    """Send SIGKILL to ourselves at the n-th call of a function."""
+    real, count = getattr(owner, name), []
+
+    def counting(*args, **kwargs):
+        count.append(1)
+        if len(count) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counting)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "calls"),
+    [
+        (engine._Run, "_update", (1, 4, 6, 8)),  # before an update
+        (os, "fsync", (1, 2, 7, 14)),  # a file is half on the disk
+        (os, "replace", (3, 9)),  # complete, but not in its place
+        (checkpoint, "save_weights", (1,)),  # trained, but nothing to show for it
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_killed_at_any_moment_the_end_is_the_same(
+    tmp_path, monkeypatch, finished, owner, name, calls
+):
+    """Killed again and again, and resumed: the same weights bit for bit."""
+    recipe = tiny(tmp_path, EVERYTHING)
+    for call in calls:
+
+        def work(call=call):
+            kill_at(monkeypatch, owner, name, call)
+            run(recipe, resume=True)
+
+        assert child(work) in (-signal.SIGKILL, 0)
+    history = run(recipe, resume=True)
+    assert_same(weights(tmp_path), weights(finished[0]))
+    for key in ("step", "train_loss", "val_loss", "val_accuracy", "lr"):
+        assert history[key] == finished[1][key]
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == [1, 2]
+
+
+def command(*options):
+    return [sys.executable, "-m", "minivit.train", *map(str, options)]
+
+
+def test_kill_and_terminate_from_outside(tmp_path):
+    """As a user meets it: a process is killed, another asked to stop, a third ends."""
+    recipe = tiny(tmp_path, EVERYTHING, epochs=30, batch_size=64, same_draw=4)
+    arguments = recipe.command().split()[3:]
+    straight = dataclasses.replace(recipe, out=str(tmp_path / "straight" / "run"))
+    path = tmp_path / "run" / "checkpoint.pt"
+
+    killed = subprocess.Popen(command(*arguments))
+    wait_for(path.exists)
+    time.sleep(0.3)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    before = checkpoint.load(path)["step"]
+
+    asked = subprocess.Popen(
+        command("--resume", "--out", recipe.out), stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: checkpoint.load(path)["step"] > before)
+    asked.send_signal(signal.SIGTERM)
+    _, said = asked.communicate(timeout=60)
+    assert asked.returncode == 0
+    assert "stopped" in said
+    assert before < checkpoint.load(path)["step"] < 300
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+    run(recipe, resume=True)
+    run(straight)
+    assert_same(weights(tmp_path), weights(tmp_path / "straight"))
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
+def test_a_request_to_stop_is_kept_between_updates(tmp_path):
+    recipe = tiny(tmp_path, EVERYTHING)
+    real = engine._Run._update
+
+    def update(self, pieces):
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, pieces)
+
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine._Run, "_update", update)
+        assert run(recipe) == {}, "no epoch was complete"
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["step"] == 4
+    assert (
+        signal.getsignal(signal.SIGTERM),
+        signal.getsignal(signal.SIGINT),
+    ) == handlers
+
+
+# --- many processes -----------------------------------------------------------------
+
+
+def test_two_processes_learn_what_one_learns(tmp_path):
+    """The same batches, in two halves with unequal pieces: the same curve to 1e-5."""
+    changes = {"batch_size": 65, "accumulate": 2, "ema": 0.9}
+    alone = run(tiny(tmp_path / "one", **changes))
+    recipe = tiny(tmp_path / "two", **changes)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    output = subprocess.check_output(
+        [*launcher, *recipe.command(2).split()[2:]],
+        text=True,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert output.count('"epoch"') == 1, "the first process speaks, the other is silent"
+    file = tmp_path / "two" / "run" / "metrics.jsonl"
+    together = [json.loads(row) for row in file.read_text().splitlines()]
+    for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "lr"):
+        values = [row[name] for row in together]
+        assert values == pytest.approx(alone[name], rel=1e-5), name
+    assert_same(
+        weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-3, atol=1e-5
+    )
+    about = json.loads((tmp_path / "two" / "run" / "run.json").read_text())
+    assert about["hardware"]["processes"] == 2
+    assert about["command"].startswith("torchrun --nproc-per-node=2")
+
+
+# --- mistakes -----------------------------------------------------------------------
+
+
+def test_a_run_is_not_overwritten(finished):
+    path, _ = finished
+    before = (path / "run" / "checkpoint.pt").read_bytes()
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        run(tiny(path, EVERYTHING))
+    assert (path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_finished_run_can_be_resumed_and_stays(finished):
+    path, history = finished
+    before = weights(path)
+    assert run(tiny(path, EVERYTHING), resume=True) == history
+    assert_same(weights(path), before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 1e-4}, "was made with lr=0.003, got 0.0001"),
+        ({"embed_dim": 32}, "was made with embed_dim=16, got 32"),
+        ({"limit": 320}, "was made with limit=640, got 320"),
+    ],
+)
+def test_another_recipe_cannot_go_on(finished, changes, message):
+    path, _ = finished
+    with pytest.raises(ValueError, match=message):
+        run(tiny(path, EVERYTHING, **changes), resume=True)
+
+
+def test_a_damaged_checkpoint_stops_the_run_and_stays(tmp_path, capsys):
+    recipe = tiny(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"PK\x03\x04 half a file")
+    arguments = recipe.command().split()[3:]
+    assert main([*arguments, "--resume"]) == 2
+    assert "checkpoint.pt is damaged, or no checkpoint" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes().endswith(b"half a file")
+
+
+def test_nothing_to_go_on_from(tmp_path, capsys):
+    assert main(["--resume", "--out", str(tmp_path / "x")]) == 2
+    assert "run.json to go on from" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, finished):
+    recipe = tiny(tmp_path, EVERYTHING)
+    real, count = os.fsync, []
+
+    def full(file):
+        count.append(1)
+        if len(count) >= 9:
+            raise OSError(28, "No space left on device")
+        real(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            run(recipe)
+    assert 0 < checkpoint.load(tmp_path / "run" / "checkpoint.pt")["step"] < 10
+    assert not list((tmp_path / "run").glob("*.part"))
+    run(recipe, resume=True)
+    assert_same(weights(tmp_path), weights(finished[0]))
+
+
+def test_a_loss_that_explodes_is_named_and_not_kept(tmp_path):
+    recipe = tiny(tmp_path, lr=1e30, warmup=0.0, clip=0.0, save_every=0.0)
+    with pytest.raises(ValueError, match=r"no longer finite at update \d.*lr=1e\+30"):
+        run(recipe)
+    path = tmp_path / "run" / "checkpoint.pt"
+    if path.exists():
+        assert checkpoint.load(path)["totals"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 5000}, "batch_size=5000 is more than the 640 images"),
+        (
+            {"accumulate": 200},
+            "batch_size=128 cannot be divided among 1 processes in 200",
+        ),
+        ({"data": "nowhere"}, "nowhere is neither a folder nor one of"),
+        ({"patch_size": 3}, "must be divisible by patch_size=3"),
+        ({"num_heads": 3}, "embed_dim=16 must be divisible by num_heads=3"),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(tiny(tmp_path, **changes))
+    assert not (tmp_path / "run").exists(), "nothing is written for a run that is none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"ema": 1.0}, r"ema must lie in \[0, 1\), got 1.0"),
+        ({"erasing": 1.5}, r"erasing must lie in \[0, 1\], got 1.5"),
+        ({"lr": -1.0}, r"lr must not be negative, got -1.0"),
+        ({"lr": float("nan")}, r"lr must not be negative, got nan"),
+        ({"magnitude": 31}, r"magnitude must lie in \[0, 30\], got 31"),
+        ({"held_out": 0.0}, "held_out must lie between 0 and 1, got 0.0"),
+        ({"model": "vit_xxl"}, "model must be one of .*vit_s_4.*, got 'vit_xxl'"),
+        ({"optimizer": "sgd"}, "optimizer must be one of .*, got 'sgd'"),
+    ],
+)
+def test_settings_that_cannot_be_meant(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**changes)
+
+
+def test_mistakes_on_the_command_line_take_one_line(tmp_path, capsys):
+    assert main(["--data", str(tmp_path / "x"), "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    with contextlib.suppress(SystemExit):
+        main(["--modell", "vit_s_4"])
+    assert "unrecognized arguments: --modell" in capsys.readouterr().err
