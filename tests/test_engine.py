@@ -63,13 +63,21 @@ def weights(path):
     return checkpoint.load_weights(path / "run" / "model.safetensors")[0]
 
 
-def assert_same(a, b, **close):
+def assert_same(a, b):
     assert a.keys() == b.keys()
     for name in a:
-        if close:
-            torch.testing.assert_close(a[name], b[name], **close)
-        else:
-            assert torch.equal(a[name], b[name]), name
+        assert torch.equal(a[name], b[name]), name
+
+
+@torch.no_grad()
+def assert_same_answers(a, b):
+    """Compare outputs: biases of keys change nothing, so rounding may move them."""
+    images = torch.randn(50, 1, 8, 8)
+    one, two = (
+        minivit.load(path / "run" / "model.safetensors").model(images)
+        for path in (a, b)
+    )
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -150,14 +158,12 @@ def test_the_command_gives_the_recipe_again(tmp_path, monkeypatch):
 
 def test_accumulation_changes_nothing(tmp_path):
     """Five unequal pieces give the weights and the steps of one batch."""
-    results = []
-    for pieces in (1, 5):
-        path = tmp_path / str(pieces)
-        history = run(tiny(path, accumulate=pieces, batch_size=127))
-        results.append((weights(path), history))
-    assert_same(results[0][0], results[1][0], rtol=1e-4, atol=1e-6)
-    assert results[0][1]["step"] == results[1][1]["step"]
-    assert results[0][1]["lr"] == results[1][1]["lr"]
+    whole = run(tiny(tmp_path / "whole", batch_size=127))
+    pieces = run(tiny(tmp_path / "pieces", batch_size=127, accumulate=5))
+    assert pieces["step"] == whole["step"]
+    assert pieces["lr"] == whole["lr"]
+    assert pieces["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
+    assert_same_answers(tmp_path / "whole", tmp_path / "pieces")
 
 
 def test_one_update_is_the_one_written_out(tmp_path):
@@ -260,12 +266,7 @@ def test_lower_precision_learns_the_same(tmp_path, precision):
 def test_compiled_is_the_same(tmp_path):
     run(tiny(tmp_path / "eager"))
     run(tiny(tmp_path / "compiled", compile=True))
-    assert_same(
-        weights(tmp_path / "eager"),
-        weights(tmp_path / "compiled"),
-        rtol=1e-3,
-        atol=1e-5,
-    )
+    assert_same_answers(tmp_path / "eager", tmp_path / "compiled")
 
 
 def test_pictures_on_disk_train_too(tmp_path):
@@ -430,9 +431,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "lr"):
         values = [row[name] for row in together]
         assert values == pytest.approx(alone[name], rel=1e-5), name
-    assert_same(
-        weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-3, atol=1e-5
-    )
+    assert_same_answers(tmp_path / "one", tmp_path / "two")
     about = json.loads((tmp_path / "two" / "run" / "run.json").read_text())
     assert about["hardware"]["processes"] == 2
     assert about["command"].startswith("torchrun --nproc-per-node=2")

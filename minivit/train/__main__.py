@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if history and os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":
         last = {name: values[-1] for name, values in history.items()}
         print(json.dumps(last))
-        if last["epoch"] < recipe.epochs:
+        if last.get("epoch", 0) < recipe.epochs:
             print(f"stopped; go on with --resume --out {recipe.out}", file=sys.stderr)
     return 0
 
