@@ -6,6 +6,7 @@ Letters for shapes: B batch, C channels, N pictures.
 """
 
 import random
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ __all__ = [
     "OnDisk",
     "Pictures",
     "load_pictures",
+    "load_test",
     "normalise",
     "read",
     "seed_from",
@@ -118,6 +120,11 @@ class Pictures(NamedTuple):
     held_out: InMemory | OnDisk
     classes: list[str]
 
+    @property
+    def mark(self) -> int:
+        """Tell one division from another by the labels that were held out, in order."""
+        return zlib.crc32(self.held_out.labels.cpu().numpy().tobytes())
+
 
 def load_pictures(
     name: str | Path,
@@ -159,7 +166,7 @@ def load_pictures(
     if not 0.0 < held_out < 1.0:
         raise ValueError(f"held_out must lie between 0 and 1, got {held_out}")
     if name in SETS:
-        images, labels, classes = SETS[str(name)](root)
+        images, labels, classes = SETS[str(name)](root, train=True)
         if image_size not in (None, images.size(-1)):
             raise ValueError(
                 f"{name} has images of {images.size(-1)} pixels, "
@@ -197,6 +204,25 @@ def load_pictures(
     if keep == "memory" or (keep == "auto" and needed <= MEMORY):
         parts = [_into_memory(part) for part in parts]
     return Pictures(*parts, classes)
+
+
+def load_test(name: str, *, root: str | Path = "data") -> tuple[InMemory, list[str]]:
+    """Load the part of a set that nobody trains on.
+
+    Args:
+        name: "cifar10" or "fashion-mnist", which torchvision downloads and checks.
+        root: where downloads are kept.
+
+    Returns:
+        10,000 pictures and the names of the classes.
+
+    Raises:
+        ValueError: a set without such a part.
+    """
+    if name not in ("cifar10", "fashion-mnist"):
+        raise ValueError(f"only cifar10 and fashion-mnist have a test part, not {name}")
+    images, labels, classes = SETS[name](root, train=False)
+    return InMemory(images, labels), classes
 
 
 def square(image_size: int, channels: int = 3) -> Callable[[Any], Tensor]:
@@ -338,23 +364,23 @@ def _into_memory(pictures: OnDisk) -> InMemory:
     return InMemory(torch.cat(images), torch.cat(labels))
 
 
-def _digits(root: str | Path) -> tuple[Tensor, Tensor, list[str]]:
+def _digits(root: str | Path, train: bool) -> tuple[Tensor, Tensor, list[str]]:
     images, labels = load_digits()
     return (images * 255).round().byte(), labels, [str(i) for i in range(10)]
 
 
-def _cifar10(root: str | Path) -> tuple[Tensor, Tensor, list[str]]:
+def _cifar10(root: str | Path, train: bool) -> tuple[Tensor, Tensor, list[str]]:
     from torchvision.datasets import CIFAR10
 
-    found = CIFAR10(str(root), download=True)
+    found = CIFAR10(str(root), train=train, download=True)
     images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor(found.targets), found.classes
 
 
-def _fashion_mnist(root: str | Path) -> tuple[Tensor, Tensor, list[str]]:
+def _fashion_mnist(root: str | Path, train: bool) -> tuple[Tensor, Tensor, list[str]]:
     from torchvision.datasets import FashionMNIST
 
-    found = FashionMNIST(str(root), download=True)
+    found = FashionMNIST(str(root), train=train, download=True)
     return found.data[:, None], found.targets, found.classes
 
 

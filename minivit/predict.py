@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_weights
-from .images import load_pictures, normalise, read, square
+from .images import load_pictures, load_test, normalise, read, square
 from .vit import ViT
 
 __all__ = ["Trained", "load", "measure"]
@@ -89,38 +89,50 @@ def load(name: str | Path) -> Trained:
 
 
 @torch.no_grad()
-def measure(trained: Trained, data: str | Path, *, root: str | Path = "data") -> dict:
-    """Measure a model on the images that were held out when it was trained.
+def measure(
+    trained: Trained, data: str | Path, *, test: bool = False, root: str | Path = "data"
+) -> dict[str, float]:
+    """Measure a model on images that it was not trained on.
 
     Args:
-        trained: from `load`; it knows how the images were divided.
-        data: the same data as in training, as in `load_pictures`.
+        trained: from `load`; it knows how its images were divided.
+        data: the same data as in training, as in `load_pictures`, of which the part is
+            taken that was held out then.
+        test: take the test part of "cifar10" or "fashion-mnist" instead.
         root: where downloads are kept.
 
     Returns:
         "hits", "images" and "accuracy".
 
     Raises:
-        ValueError: the data has other classes.
+        ValueError: the data has other classes, or another part was held out.
     """
     model, classes, _, about = trained
-    pictures = load_pictures(
-        data,
-        image_size=model.patch_embed.image_size[0],
-        held_out=about["held_out"],
-        seed=about["split_seed"],
-        root=root,
-    )
-    if pictures.classes != classes:
-        raise ValueError(f"{data} has classes {pictures.classes}, expected {classes}")
+    if test:
+        pictures, found = load_test(str(data), root=root)
+    else:
+        divided = load_pictures(
+            data,
+            image_size=model.patch_embed.image_size[0],
+            held_out=about["held_out"],
+            seed=about["split_seed"],
+            root=root,
+        )
+        pictures, found = divided.held_out, divided.classes
+        if found == classes and divided.mark != about["mark"]:
+            raise ValueError(
+                f"{data} is not what the model was trained on: the images held out "
+                "would be others, and it may know them"
+            )
+    if found != classes:
+        raise ValueError(f"{data} has classes {found}, expected {classes}")
     to_input = normalise(about["mean"], about["std"])
-    rows = torch.arange(len(pictures.held_out)).split(500)
+    rows = torch.arange(len(pictures)).split(500)
     hits = sum(
         int((model(to_input(images)).argmax(1) == labels).sum())
-        for images, labels in pictures.held_out.batches(rows)
+        for images, labels in pictures.batches(rows)
     )
-    count = len(pictures.held_out)
-    return {"hits": hits, "images": count, "accuracy": hits / count}
+    return {"hits": hits, "images": len(pictures), "accuracy": hits / len(pictures)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,6 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", help="measure on what was held out of this data in training instead"
     )
+    parser.add_argument(
+        "--test", action="store_true", help="of cifar10 or fashion-mnist: the test part"
+    )
     parser.add_argument("--root", default="data", help="folder for downloads (data)")
     given = parser.parse_args(argv)
     if given.top < 1:
@@ -144,10 +159,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         trained = load(given.weights)
         if given.data:
-            found = measure(trained, given.data, root=given.root)
+            found = measure(trained, given.data, test=given.test, root=given.root)
             print(
-                f"{found['hits']:,} of {found['images']:,} held-out images right: "
-                f"{found['accuracy']:.2%}"
+                f"{found['hits']:,} of {found['images']:,} images right, none of which "
+                f"it was trained on: {found['accuracy']:.2%}"
             )
             return 0
         failed = False

@@ -105,7 +105,7 @@ class _Run:
     def _load_data(self) -> None:
         recipe, place = self.recipe, self.place
         with _first_alone(place):  # it downloads, the others find the files
-            train, val, self.classes = load_pictures(
+            self.pictures = load_pictures(
                 recipe.data,
                 image_size=recipe.image_size,
                 held_out=recipe.held_out,
@@ -115,6 +115,7 @@ class _Run:
                 workers=recipe.workers,
                 root=recipe.root,
             )
+        train, val, self.classes = self.pictures
         if recipe.batch_size > len(train):
             raise ValueError(
                 f"batch_size={recipe.batch_size} is more than the {len(train)} images "
@@ -369,7 +370,7 @@ class _Run:
             "images": [len(self.train_set), len(self.val_set)],
         }
         for name, value in now["recipe"].items():
-            before = extra["recipe"][name]
+            before = extra["recipe"].get(name, getattr(Recipe, name))  # a new option
             if name not in MAY_CHANGE and value != before:
                 raise ValueError(
                     f"{self.path} was made with {name}={before!r}, got {value!r}"
@@ -416,6 +417,8 @@ class _Run:
             "std": self.std,
             "held_out": recipe.held_out,
             "split_seed": recipe.split_seed,
+            "mark": self.pictures.mark,
+            "data": Path(recipe.data).name,
             "val_accuracy": self.history["val_accuracy"][-1],
         }
         checkpoint.save_weights(
