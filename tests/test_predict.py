@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from minivit.images import load_pictures, load_test
 from minivit.predict import WEIGHTS, main, measure
 from minivit.train import Recipe, run
 
+ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 
@@ -69,7 +71,7 @@ def test_a_shipped_model_is_small_and_says_what_it_is(name):
 def test_the_card_tells_what_the_log_tells():
     """Command, accuracy, time and hardware are those of the run that is on record."""
     card = (WEIGHTS / "vit_cifar10.md").read_text("utf-8")
-    log = Path(__file__).parent.parent / "book" / "logs" / "vit_cifar10"
+    log = ROOT / "book" / "logs" / "vit_cifar10"
     about = json.loads((log / "run.json").read_text("utf-8"))
     last = json.loads((log / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
     assert about["command"] in " ".join(card.replace("\\\n", " ").split())
@@ -92,6 +94,23 @@ def test_a_cat_is_a_cat():
         logits = model(torch.stack([preprocess(one) for one in both]))
     best = logits.argmax(1).tolist()
     assert [classes[i] for i in best] == ["cat", "cat"]
+
+
+def test_a_run_is_shipped_with_a_card_that_says_what_its_log_says(
+    red_or_blue, tmp_path, monkeypatch
+):
+    tool = runpy.run_path(str(ROOT / "tools" / "ship.py"))
+    monkeypatch.setitem(tool["main"].__globals__, "ROOT", tmp_path)
+    assert tool["main"]([str(red_or_blue / "run"), "red_or_blue"]) == 0
+    weights = tmp_path / "minivit" / "weights"
+    card = (weights / "red_or_blue.md").read_text("utf-8")
+    assert "**100.00 %**: 12 of 12 validation images" in card
+    assert "48 images, 5 epochs" in card
+    assert "blue, red" in card
+    assert minivit.load(weights / "red_or_blue.safetensors").classes == ["blue", "red"]
+    log = tmp_path / "book" / "logs" / "red_or_blue"
+    for name in ("run.json", "metrics.jsonl"):
+        assert (log / name).read_bytes() == (red_or_blue / "run" / name).read_bytes()
 
 
 # --- models of users ----------------------------------------------------------------
