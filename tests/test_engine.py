@@ -469,6 +469,15 @@ def test_another_recipe_cannot_go_on(finished, changes, message):
         run(tiny(path, EVERYTHING, **changes), resume=True)
 
 
+def test_a_run_can_be_made_longer_but_not_shorter_than_it_is(tmp_path):
+    run(tiny(tmp_path, epochs=2))
+    history = run(tiny(tmp_path, epochs=3), resume=True)
+    assert history["epoch"] == [1, 2, 3]
+    assert history["step"] == [5, 10, 15]
+    with pytest.raises(ValueError, match="is 3 epochs old already, got epochs=1"):
+        run(tiny(tmp_path, epochs=1), resume=True)
+
+
 def test_a_damaged_checkpoint_stops_the_run_and_stays(tmp_path, capsys):
     recipe = tiny(tmp_path)
     (tmp_path / "run").mkdir()

@@ -21,8 +21,8 @@ CARD = """\
 # {name}
 
 A plain Vision Transformer for images of {size} pixels: linear patches of {patch}
-pixels, CLS token, learned positions, {layers} layers of width {width} with {heads} heads;
-{parameters} parameters, kept as {dtype} ({megabytes:.1f} MB).
+pixels, CLS token, learned positions, {layers} layers of width {width} with {heads}
+heads; {parameters} parameters, kept as {dtype} ({megabytes:.1f} MB).
 
 | | |
 |---|---|

@@ -38,8 +38,9 @@ __all__ = ["run"]
 
 History = dict[str, list[float]]
 
-# What may differ between a run and its continuation: where it computes, not what.
-MAY_CHANGE = ("data", "device", "out", "root", "save_every", "workers")
+# What may differ between a run and its continuation: where it computes, not what, and
+# how long: the schedule then follows the new number of epochs.
+MAY_CHANGE = ("data", "device", "epochs", "out", "root", "save_every", "workers")
 
 
 class Place(NamedTuple):
@@ -379,6 +380,11 @@ class _Run:
             raise ValueError(
                 f"{self.path} was made with {extra['images']} images to train on and "
                 f"to measure with, {self.recipe.data} has {now['images']}"
+            )
+        if extra["step"] > self.steps:
+            raise ValueError(
+                f"{self.path} is {extra['step'] // self.per_epoch} epochs old already, "
+                f"got epochs={self.recipe.epochs}"
             )
         checkpoint.load(self.path, **self._parts())
         self.step, self.seconds = extra["step"], extra["seconds"]
