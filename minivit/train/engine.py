@@ -324,6 +324,10 @@ class _Run:
                 stack.enter_context(torch.autocast(kind, dtype=self.precision))
                 if kind == "cpu":  # the fused kernel's way back is slow there
                     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                    reduced = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed
+                    allow = torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp
+                    stack.callback(allow, reduced())
+                    allow(True)  # no detour through float32
             yield
 
     def _mean(self) -> tuple[float, float]:
