@@ -130,6 +130,19 @@ def test_the_weights_are_the_averaged_ones_and_as_good_as_said(finished):
     assert loss.item() == pytest.approx(history["val_loss"][-1], rel=1e-5)
 
 
+@pytest.mark.parametrize(("progress", "shown"), [(True, True), (None, False)])
+def test_the_bar_shows_speed_and_time_left(tmp_path, capsys, progress, shown):
+    """On stderr, and only in terminals unless it is asked for."""
+    run(tiny(tmp_path), progress=progress)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("img/s" in err and "val_accuracy" in err) == shown
+    if shown:
+        assert "1.28k/1.28k" in err, "images, not batches"
+    else:
+        assert err == ""
+
+
 def test_it_learns(tmp_path):
     changes = {"limit": None, "patch_size": 2, "embed_dim": 32, "epochs": 10}
     history = run(tiny(tmp_path, optimizer="muon", lr=1e-2, **changes))

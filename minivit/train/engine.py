@@ -51,7 +51,9 @@ class Place(NamedTuple):
     size: int
 
 
-def run(recipe: Recipe, *, resume: bool = False) -> History:
+def run(
+    recipe: Recipe, *, resume: bool = False, progress: bool | None = None
+) -> History:
     """Train a ViT as the recipe says, and write all of it into the recipe's folder.
 
     The folder gets `run.json` (recipe, command, hardware), `metrics.jsonl` (a line an
@@ -63,6 +65,8 @@ def run(recipe: Recipe, *, resume: bool = False) -> History:
     Args:
         recipe: all settings.
         resume: go on from the folder's checkpoint; start if there is none.
+        progress: show a bar with images a second and the time left; by default in
+            terminals only.
 
     Returns:
         Lists with one entry an epoch: "epoch", "step", "lr", "train_loss",
@@ -76,7 +80,7 @@ def run(recipe: Recipe, *, resume: bool = False) -> History:
         OSError: the folder cannot be written; the last checkpoint is untouched.
     """
     with _placed(recipe.device) as place, _signals() as stop:
-        return _Run(recipe, place, stop, resume).train()
+        return _Run(recipe, place, stop, resume).train(progress)
 
 
 class _Run:
@@ -162,16 +166,18 @@ class _Run:
 
     # --- the loop -------------------------------------------------------------------
 
-    def train(self) -> History:
+    def train(self, progress: bool | None) -> History:
         """Do what is left to do."""
         from tqdm import tqdm
+
+        disable = None if progress is None else not progress
 
         with tqdm(
             total=self.steps * self.recipe.batch_size,
             initial=self.step * self.recipe.batch_size,
             unit="img",
             unit_scale=True,
-            disable=None if self.place.rank == 0 else True,
+            disable=disable if self.place.rank == 0 else True,
         ) as bar:
             while self.step < self.steps and not self._epoch(bar):
                 pass
