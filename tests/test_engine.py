@@ -236,6 +236,12 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
     assert len(rest | taken) == len(list(model.parameters()))
 
 
+def test_muon_is_missed_in_words(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ValueError, match=r"needs torch 2\.9 or newer, this is \d"):
+        engine._optimizers(torch.nn.Linear(2, 2), Recipe(optimizer="muon"))
+
+
 def test_augmentation_differs_between_pieces_and_keeps_shapes():
     recipe = Recipe(randaugment=2, flip=True, erasing=1.0, same_draw=2)
     augment = Augment(recipe, [0.5] * 3, [0.2] * 3, 10)

@@ -455,6 +455,10 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]
     groups = parameter_groups(model, recipe.weight_decay)
     optimizers: list[torch.optim.Optimizer] = []
     if recipe.optimizer == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(
+                f"optimizer='muon' needs torch 2.9 or newer, this is {torch.__version__}"
+            )
         blocks = [
             p
             for name, p in model.named_parameters()
