@@ -457,7 +457,8 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]
     if recipe.optimizer == "muon":
         if not hasattr(torch.optim, "Muon"):
             raise ValueError(
-                f"optimizer='muon' needs torch 2.9 or newer, this is {torch.__version__}"
+                "optimizer='muon' needs torch 2.9 or newer, "
+                f"this is {torch.__version__}"
             )
         blocks = [
             p
