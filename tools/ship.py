@@ -1,6 +1,6 @@
 """Put a finished run into the package: its weights, its log, and a card about both.
 
-    python tools/ship.py runs/a vit_cifar10
+    python tools/ship.py runs/a vit_cifar10 --data cifar10/train
 
 The card is written from what the run left behind, so that it cannot say anything else.
 """
@@ -12,7 +12,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-from minivit.checkpoint import load_weights, write
+from minivit import load
+from minivit.checkpoint import write
+from minivit.predict import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 12_000_000  # bytes
@@ -26,7 +28,7 @@ heads; {parameters} parameters, kept as {dtype} ({megabytes:.1f} MB).
 
 | | |
 |---|---|
-| accuracy | **{accuracy} %**: {right} of {held_out} validation images |
+| accuracy | **{accuracy:.2%}**: {right:,} of {held_out:,} validation images |
 | trained on | {trained_on} images, {epochs} epochs, {minutes:.0f} minutes |
 | hardware | {hardware} |
 | seeds | {seed}; of the division into training and validation images {split_seed} |
@@ -38,7 +40,8 @@ The 50,000 training images of CIFAR-10 (Krizhevsky 2009), encoded anew as JPEG o
 quality 75, in a folder with one folder for each class. A tenth of each class was held
 out to measure with. The test images of CIFAR-10 were never seen.
 
-The accuracy is that of the averaged weights after the last epoch, not of the best one.
+The accuracy is that of the weights as they are kept, averaged, after the last epoch,
+not the best one (in training, with other rounding, {val_accuracy:.2%} were measured).
 Optimizer and learning rate were chosen in runs of up to three epochs, measured on the
 same validation images; all else was fixed before.
 
@@ -80,18 +83,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
+    parser.add_argument("--data", required=True, help="as in training, to measure on")
     parser.add_argument("--note", default="", help="a sentence for the card")
     given = parser.parse_args(argv)
     weights = given.run / "model.safetensors"
     if weights.stat().st_size > LIMIT:
         sys.exit(f"{weights} has {weights.stat().st_size:,} bytes, more than {LIMIT:,}")
-    state_dict, about = load_weights(weights)
+    trained = load(weights)
+    found = measure(trained, given.data)
     run = json.loads((given.run / "run.json").read_text("utf-8"))
     rows = (given.run / "metrics.jsonl").read_text("utf-8").splitlines()
     last, vit, recipe = json.loads(rows[-1]), run["vit"], run["recipe"]
-    held_out = run["images"][1]
-    found = run["hardware"]
-    where = found.get("gpu") or f"{found['cores']} cores of an {found['processor']}"
+    hardware = run["hardware"]
+    where = hardware.get("gpu", f"{hardware['cores']} cores of {hardware['processor']}")
     card = CARD.format(
         name=given.name,
         size=vit["image_size"],
@@ -99,19 +103,21 @@ def main(argv: list[str] | None = None) -> int:
         layers=vit["num_layers"],
         width=vit["embed_dim"],
         heads=vit["num_heads"],
-        parameters=f"{sum(p.numel() for p in state_dict.values()):,}",
+        parameters=f"{run['parameters']:,}",
         dtype=recipe["weights"],
         megabytes=weights.stat().st_size / 1e6,
-        accuracy=f"{100 * last['val_accuracy']:.2f}",
-        held_out=f"{held_out:,}",
-        right=f"{round(last['val_accuracy'] * held_out):,}",
+        accuracy=found["accuracy"],
+        val_accuracy=last["val_accuracy"],
+        right=found["hits"],
+        held_out=found["images"],
         trained_on=f"{run['images'][0]:,}",
         epochs=last["epoch"],
         minutes=last["seconds"] / 60,
-        hardware=f"{where}, {found['processes']} process(es), torch {found['torch']}",
+        hardware=f"{where}; processes: {hardware['processes']}; "
+        f"torch {hardware['torch']}",
         seed=recipe["seed"],
         split_seed=recipe["split_seed"],
-        classes=", ".join(about["classes"]),
+        classes=", ".join(trained.classes),
         command=" \\\n    ".join(
             textwrap.wrap(run["command"], 80, break_on_hyphens=False)
         ),
