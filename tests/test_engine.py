@@ -144,10 +144,11 @@ def test_the_bar_shows_speed_and_time_left(tmp_path, capsys, progress, shown):
 
 
 def test_it_learns(tmp_path):
-    changes = {"limit": None, "patch_size": 2, "embed_dim": 32, "epochs": 10}
+    changes = {"limit": None, "patch_size": 2, "embed_dim": 32, "epochs": 20}
     history = run(tiny(tmp_path, optimizer="muon", lr=1e-2, **changes))
-    assert history["val_accuracy"][-1] > 0.7  # 0.82 to 0.90 with three seeds
-    assert history["train_loss"] == sorted(history["train_loss"], reverse=True)
+    assert history["val_accuracy"][-1] > 0.85  # 0.89 to 0.95 with three seeds
+    losses = history["train_loss"][::5]  # neighbours may change places
+    assert losses == sorted(losses, reverse=True)
 
 
 def test_the_command_gives_the_recipe_again(tmp_path, monkeypatch):
@@ -540,6 +541,27 @@ def test_a_loss_that_explodes_is_named_and_not_kept(tmp_path):
     path = tmp_path / "run" / "checkpoint.pt"
     if path.exists():
         assert checkpoint.load(path)["totals"].isfinite().all()
+
+
+def test_weights_that_explode_do_not_replace_a_checkpoint(tmp_path):
+    """The loss of that update is still finite: it was computed before the step."""
+    recipe = tiny(tmp_path, save_every=0.0, epochs=1, warmup=0.0)
+    real = engine._Run._update
+
+    def update(self, pieces):
+        stop = real(self, pieces)
+        if self.step == 3:
+            self.model.head.weight.data[0, 0] = float("inf")
+        return stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine._Run, "_update", update)
+        with pytest.raises(
+            ValueError, match="weights are no longer finite at update 3"
+        ):
+            run(recipe)
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["step"] == 2
+    assert run(recipe, resume=True)["step"] == [5]
 
 
 @pytest.mark.parametrize(

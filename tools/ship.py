@@ -2,7 +2,9 @@
 
     python tools/ship.py runs/a vit_cifar10 --data cifar10/train
 
-The card is written from what the run left behind, so that it cannot say anything else.
+The figures on the card come from what the run left behind. Its words on data and
+choices are those of the model made so far, from CIFAR-10 as JPEG files: adapt them for
+others.
 """
 
 import argparse

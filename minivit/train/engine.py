@@ -361,6 +361,11 @@ class _Run:
 
     def _save(self) -> None:
         self._check_finite()
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            raise ValueError(
+                f"the weights are no longer finite at update {self.step}: lower "
+                f"lr={self.recipe.lr}. The last checkpoint is untouched"
+            )
         if self.place.rank > 0:
             return
         extra = {
