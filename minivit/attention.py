@@ -179,8 +179,8 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self,
         query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
         *,
         mask: Tensor | None = None,
         cache: dict[str, Tensor] | None = None,
@@ -189,10 +189,10 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             query: (B, L, E).
-            key: (B, S, E).
-            value: (B, S, E).
+            key: (B, S, E); None if a cache holds all keys already.
+            value: (B, S, E); None likewise.
             mask: bool, broadcastable to (B, H, L, S); True = may look.
-            cache: see `project`.
+            cache: keys and values of earlier calls, see `project`; S counts them too.
 
         Returns:
             (B, L, E).
@@ -235,8 +235,8 @@ class MultiHeadAttention(nn.Module):
     def project(
         self,
         query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
         *,
         cache: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -244,39 +244,44 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             query: (B, L, E).
-            key: (B, S, E).
-            value: (B, S, E).
-            cache: a dict that lives as long as one decoding, empty at first.
-                Self-attention appends the new keys and values to it and returns
-                all; cross-attention fills it once and then only reads it.
+            key: (B, S, E); None if a cache holds all keys already.
+            value: (B, S, E); None likewise.
+            cache: a dict that lives as long as one decoding, empty at first. New keys
+                and values are appended to what it holds, and all of it is returned.
+                Self-attention hands over the newest tokens at each step;
+                cross-attention hands over the memory once, and None from then on.
 
         Returns:
-            (B, H, L, D), (B, H, S, D) and (B, H, S, D).
+            (B, H, L, D), (B, H, S, D) and (B, H, S, D); with a cache, S counts all
+            that it holds.
 
         Raises:
-            ValueError: a shape does not fit.
+            ValueError: a shape does not fit, or there are no keys anywhere.
         """
-        self._check_input(query, key, value)
-        if query is key and key is value:
+        self._check_input(query=query, key=key, value=value)
+        if key is None or value is None:
+            if key is not value or not cache:
+                raise ValueError(
+                    "key and value may only be None together, and with a cache that "
+                    "holds earlier ones"
+                )
+            return self._linear(query, 0), cache["key"], cache["value"]
+        if query is key and key is value:  # one product instead of three
             q, k, v = map(self._split, self.in_proj(query).chunk(3, dim=-1))
-            if cache is not None:
-                if cache:
-                    k = torch.cat([cache["key"], k], dim=2)  # (B, H, S, D)
-                    v = torch.cat([cache["value"], v], dim=2)  # (B, H, S, D)
-                cache.update(key=k, value=v)
-            return q, k, v
-        w_q, w_k, w_v = self.in_proj.weight.chunk(3)
-        b_q, b_k, b_v = (
-            (None,) * 3 if self.in_proj.bias is None else self.in_proj.bias.chunk(3)
-        )
-        q = self._split(F.linear(query, w_q, b_q))
-        if cache:
-            return q, cache["key"], cache["value"]
-        k = self._split(F.linear(key, w_k, b_k))
-        v = self._split(F.linear(value, w_v, b_v))
+        else:
+            q, k, v = map(self._linear, (query, key, value), range(3))
         if cache is not None:
+            if cache:
+                k = torch.cat([cache["key"], k], dim=2)  # (B, H, S, D)
+                v = torch.cat([cache["value"], v], dim=2)  # (B, H, S, D)
             cache.update(key=k, value=v)
         return q, k, v
+
+    def _linear(self, x: Tensor, part: int) -> Tensor:
+        """Apply the rows of `in_proj` that make queries (0), keys (1) or values (2)."""
+        rows = slice(part * self.embed_dim, (part + 1) * self.embed_dim)
+        bias = None if self.in_proj.bias is None else self.in_proj.bias[rows]
+        return self._split(F.linear(x, self.in_proj.weight[rows], bias))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, L, D)
@@ -284,19 +289,22 @@ class MultiHeadAttention(nn.Module):
     def _merge(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2).flatten(2)  # (B, L, E)
 
-    def _check_input(self, query: Tensor, key: Tensor, value: Tensor) -> None:
-        for name, x in (("query", query), ("key", key), ("value", value)):
+    def _check_input(self, **given: Tensor | None) -> None:
+        inputs = {name: x for name, x in given.items() if x is not None}
+        for name, x in inputs.items():
             if x.dim() != 3 or x.size(-1) != self.embed_dim or 0 in x.shape:
                 raise ValueError(
                     f"{name} must have shape (batch, length, {self.embed_dim}) "
                     f"with nothing empty, got {tuple(x.shape)}"
                 )
-        if not query.size(0) == key.size(0) == value.size(0):
+        key, value = given["key"], given["value"]
+        *sizes, last = (x.size(0) for x in inputs.values())
+        if any(size != last for size in sizes):
             raise ValueError(
                 f"query, key and value must share the batch size, got "
-                f"{query.size(0)}, {key.size(0)} and {value.size(0)}"
+                f"{', '.join(map(str, sizes))} and {last}"
             )
-        if key.size(1) != value.size(1):
+        if key is not None and value is not None and key.size(1) != value.size(1):
             raise ValueError(
                 f"key and value must have the same length, "
                 f"got {key.size(1)} and {value.size(1)}"

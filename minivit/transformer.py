@@ -181,7 +181,8 @@ class DecoderLayer(nn.Module):
         cache: LayerCache | None,
     ) -> Tensor:
         part = None if cache is None else cache["memory"]
-        return self.cross_attention(x, memory, memory, mask=mask, cache=part)
+        new = None if part else memory  # read once, at the first step
+        return self.cross_attention(x, new, new, mask=mask, cache=part)
 
 
 class Encoder(nn.Module):

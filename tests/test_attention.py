@@ -130,20 +130,34 @@ def test_dropout_drops_weights_and_keeps_the_mean():
     torch.testing.assert_close(module.attend(x, x, x)[0], x)
 
 
-def test_self_attention_appends_to_its_cache():
+@pytest.mark.parametrize("same", [True, False], ids=["one tensor", "clones"])
+def test_self_attention_appends_to_its_cache(same):
+    """What a cache does hangs on its content, not on whether tensors are one object."""
     module, x = MultiHeadAttention(8, 2).eval(), torch.randn(2, 5, 8)
     expected, cache = module(x, x, x, mask=causal_mask(5)), {}
     for i in range(5):
-        step = x[:, i : i + 1]
-        found = module(step, step, step, cache=cache)
+        query = x[:, i : i + 1]
+        new = query if same else query.clone()
+        found = module(query, new, new, cache=cache)
         torch.testing.assert_close(found, expected[:, i : i + 1])
         assert cache["key"].shape == cache["value"].shape == (2, 2, i + 1, 4)
 
 
-def test_cross_attention_reads_its_cache_only():
+def test_cross_attention_fills_its_cache_once():
     module = MultiHeadAttention(8, 2).eval()
     query, memory, cache = torch.randn(2, 3, 8), torch.randn(2, 5, 8), {}
     expected = module(query, memory, memory)
-    for other in (memory, torch.randn(2, 5, 8)):
-        found = module(query, other, other, cache=cache)
+    for new in (memory, None, None):
+        found = module(query, new, new, cache=cache)
         torch.testing.assert_close(found, expected)
+        assert cache["key"].shape == cache["value"].shape == (2, 2, 5, 4)
+
+
+@pytest.mark.parametrize("cache", [None, {}])
+def test_without_keys_anywhere_nothing_is_guessed(cache):
+    module, x = MultiHeadAttention(8, 2), torch.randn(2, 3, 8)
+    with pytest.raises(ValueError, match="only be None together, and with a cache"):
+        module(x, None, None, cache=cache)
+    module(x, x, x, cache=(full := {}))
+    with pytest.raises(ValueError, match="only be None together"):
+        module(x, x, None, cache=full)
