@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .properties import change_of, negligible
 from .report import Finding
 
 
@@ -40,7 +41,7 @@ def patch_footprints(
     tokens = caught.tokens
     if tokens is None or tokens.grad_fn is None or tokens.size(1) < 2:
         return None, None
-    direction = torch.randn(tokens.size(-1), generator=torch.Generator().manual_seed(0))
+    direction = change_of(tokens[0, 0])
     number = tokens.size(1)
     side = None
     for n in sorted({0, 1, number // 2, number - 1}):
@@ -52,7 +53,7 @@ def patch_footprints(
         )
         if gradient is None:
             return None, None
-        seen = gradient[0] != 0  # (C, height, width)
+        seen = ~negligible(gradient[0], gradient.abs().max())  # (C, height, width)
         if not seen.any():
             continue  # a token that is no patch
         if number * int(seen.sum()) != x[0].numel():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..attention import attention as _attend
 from .functions import ATTENTION_MISTAKES
-from .properties import copy_of, random_input
+from .properties import copy_of, dtype_of, random_input
 from .report import Finding, close
 from .scores import plain_attention
 
@@ -16,10 +16,10 @@ from .scores import plain_attention
 def wrong_heads(
     own: Any, call_on: Callable[[Any], Callable[..., Tensor]], dim: int, heads: int
 ) -> Finding | None:
-    plain = copy_of(own).double()
+    plain = copy_of(own)
     if sum(p.numel() for p in plain.parameters() if p.ndim == 2) != 4 * dim * dim:
         return None  # shared keys, another width: the properties must do
-    eye = torch.eye(dim, dtype=torch.float64)
+    eye = torch.eye(dim, dtype=dtype_of(plain))
     fused = False
     with torch.no_grad():
         for name, p in plain.named_parameters():
@@ -36,7 +36,7 @@ def wrong_heads(
                 p.copy_(eye.repeat(p.size(0) // dim, 1))
             else:
                 return None  # another layout: the properties must do
-        x = random_input(3, 5, dim).double()
+        x = random_input(3, 5, dim).to(eye.dtype)
         got = call_on(plain)(x, x, x)
 
     def split(x: Tensor) -> Tensor:

@@ -23,17 +23,20 @@ from .properties import (
     change_of,
     changed_in_place,
     check_means,
+    dtype_of,
     eval_copy,
     flip,
     future_leak,
     half_overflow,
     hidden_in_maps,
     house_cached,
+    in_double,
     large_first_loss,
     leak_finding,
     lost_branch,
     mask_finding,
     moved_copy,
+    negligible,
     no_activation,
     not_repeatable,
     order_matters,
@@ -106,13 +109,14 @@ def multi_head_attention(
 
         return call
 
+    x, memory = random_input(3, 5, dim).double(), random_input(3, 7, dim).double()
+    own = in_double(own, lambda m: call_on(m)(x, x, x))
+    x, memory = x.to(dtype_of(own)), memory.to(dtype_of(own))
     call = call_on(own)
 
     def self_call(x: Tensor, mask: Tensor | None = None) -> Tensor:
         return call(x, x, x, mask)
 
-    x = random_input(3, 5, dim)
-    memory = random_input(3, 7, dim)
     cross = "key" in names
 
     def values() -> Finding | None:
@@ -248,8 +252,10 @@ def encoder_layer(
 
         return call
 
+    x = random_input(3, 5, dim).double()
+    own = in_double(own, lambda m: call_on(m)(x))
+    x = x.to(dtype_of(own))
     call = call_on(own)
-    x = random_input(3, 5, dim)
 
     def alone() -> Finding | None:
         mask = torch.eye(5, dtype=torch.bool)
@@ -460,7 +466,7 @@ def decoder_layer(
     check_means(mask_means)
     dim = embed_dim or width_of(layer)
     own = moved_copy(layer)
-    x, memory = random_input(3, 5, dim), random_input(3, 7, dim)
+    x, memory = random_input(3, 5, dim).double(), random_input(3, 7, dim).double()
     masking = Masking(mask_means, mask_dims)
 
     def call_on(m: Any) -> Callable[..., Tensor]:
@@ -480,6 +486,8 @@ def decoder_layer(
 
         return call
 
+    own = in_double(own, lambda m: call_on(m)(x))
+    x, memory = x.to(dtype_of(own)), memory.to(dtype_of(own))
     call = call_on(own)
 
     def cross() -> Finding | None:
@@ -595,6 +603,7 @@ def transformer(
     src[:, 1] = usable[1]
     src[:, 2] = usable[2]
     tgt[:, 0], tgt[:, 1], tgt[:, 2] = usable[0], usable[1], usable[2]
+    own = in_double(own, lambda m: m(src, tgt))
 
     def call(src: Tensor, tgt: Tensor) -> Tensor:
         return tensor_in(own(src, tgt))
@@ -769,7 +778,7 @@ def transformer(
             (
                 "first loss",
                 lambda: large_first_loss(
-                    tensor_in(eval_copy(model)(src, tgt)), fresh, slack
+                    tensor_in(eval_copy(model, dtype_of(own))(src, tgt)), fresh, slack
                 ),
             ),
             ("overfit", lambda: cannot_overfit(model, (src, tgt), labels())),
@@ -820,7 +829,9 @@ def vit(
     channels = in_channels or getattr(model, "in_channels", 3)
     classes = size_of(model, "num_classes", num_classes)
     own = moved_copy(model)
-    x = random_input(2, channels, height, width)
+    x = random_input(2, channels, height, width).double()
+    own = in_double(own, lambda m: m(x))
+    x = x.to(dtype_of(own))
 
     def call(x: Tensor) -> Tensor:
         return tensor_in(own(x))
@@ -871,9 +882,9 @@ def vit(
     def pixels() -> Finding | None:
         image = x[:1].clone().requires_grad_()
         out = call(image)
-        direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+        direction = change_of(out)
         (gradient,) = torch.autograd.grad((out * direction).sum(), image)
-        dead = int((gradient == 0).sum())
+        dead = int(negligible(gradient, gradient.abs().max()).sum())
         if dead <= image.numel() // 1000:
             return None
         return Finding(
@@ -942,8 +953,10 @@ def vit(
             ("gradients", lambda: unreached(own, lambda: call(x))),
             (
                 "first loss",
-                lambda: large_first_loss(tensor_in(eval_copy(model)(x)), fresh),
+                lambda: large_first_loss(
+                    tensor_in(eval_copy(model, x.dtype)(x)), fresh
+                ),
             ),
-            ("overfit", lambda: cannot_overfit(model, (x,), labels)),
+            ("overfit", lambda: cannot_overfit(model, (x.float(),), labels)),
         ],
     )

@@ -60,6 +60,41 @@ def moved_copy(module: Any) -> Any:
     return own
 
 
+def in_double(own: Any, trial: Callable[[Any], Any]) -> Any:
+    """Copy a module in float64, where what is zero in theory is far below all else.
+
+    As it is where that cannot be: code that makes numbers of its own type as it runs,
+    or a model so large that it would take too long. `trial` calls a module once.
+    """
+    if not isinstance(own, nn.Module) or is_large(own):
+        return own
+    exact = copy_of(own).double()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            trial(exact)
+    except Exception:  # of any kind: the checks will say it of the module as it is
+        return own
+    return exact
+
+
+def is_large(own: nn.Module) -> bool:
+    return sum(p.numel() for p in own.parameters()) > 20_000_000
+
+
+def dtype_of(own: Any) -> torch.dtype:
+    weights = own.parameters() if isinstance(own, nn.Module) else ()
+    return next((p.dtype for p in weights if p.is_floating_point()), torch.float32)
+
+
+def negligible(t: Tensor, beside: Tensor | float) -> Tensor:
+    """Where numbers are as good as zero beside others, so that rounding explains them.
+
+    In float64, rounding stays some six orders of magnitude below that share.
+    """
+    share = 1e-10 if t.dtype == torch.float64 else 1e-6
+    return t.abs() <= share * beside
+
+
 def without_positions(own: Any, *, tokens: bool = False) -> Any:
     """Copy a model with its tables of positions at zero; None if it shows none.
 
@@ -82,10 +117,10 @@ def without_positions(own: Any, *, tokens: bool = False) -> Any:
     return plain if tables else None
 
 
-def eval_copy(model: Any) -> Any:
-    """Copy a module as it is, in eval mode."""
+def eval_copy(model: Any, dtype: torch.dtype) -> Any:
+    """Copy a module with its weights as they are, in eval mode."""
     if isinstance(model, nn.Module):
-        return copy_of(model).float().cpu().eval()
+        return copy_of(model).to("cpu", dtype).eval()
     return model
 
 
@@ -368,7 +403,6 @@ def unreached(
     """Look for parameters, or rows of a table of positions, that get no gradient."""
     if not isinstance(own, nn.Module):
         return None
-    own.zero_grad(set_to_none=True)
     out = call()
     known = {id(p) for p in own.parameters()}
     if any(id(leaf) not in known for leaf in leaves(out)):
@@ -381,27 +415,35 @@ def unreached(
         )
     maps = {id(m.weight) for m in own.modules() if isinstance(m, nn.Linear)}
     maps |= {id(p) for n, p in own.named_parameters() if "in_proj" in n}
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
-    (out * weight).sum().backward()
+    sizes = gradient_sizes(own, out)
+    largest = max(
+        (float(s.max()) for s in sizes.values() if s is not None and s.numel()),
+        default=0.0,
+    )
     for name, p in own.named_parameters():
+        size = sizes[name]
         if "mask_token" in name:
             continue  # serves pre-training only
-        if p.grad is None:
+        if size is None:
             return Finding(
                 "gradients",
                 f"no gradient reaches {name}",
                 "it is never used, or the graph is cut (detach, .data, no_grad)",
                 f"where {name} is used",
             )
-        if p.ndim >= 2 and p.numel() and not p.grad.any():
+        if p.ndim < 2 or not p.numel():
+            # A shift may do nothing by right: one that is added to all keys moves all
+            # scores of a query alike, and the softmax takes that away.
+            continue
+        if negligible(size, largest).all():
             return Finding(
                 "gradients",
                 f"the gradient of {name} is zero everywhere",
                 "what it makes is thrown away or multiplied by zero",
                 f"where {name} is used",
             )
-        rows = p.grad.flatten(0, -2).abs().sum(-1) if p.ndim >= 2 else p.grad
-        dead = (rows == 0).nonzero().flatten().tolist()
+        rows = size.flatten(0, -2).sum(-1)
+        dead = negligible(rows, largest).nonzero().flatten().tolist()
         named = "pos" in name and "rel" not in name and p.ndim in (2, 3)
         # A table that is much too long is made for longer sequences.
         few = dead and len(rows) > 1 and 4 * len(dead) <= len(rows)
@@ -421,8 +463,24 @@ def unreached(
                 "a part of what it makes is left out, as a head that is skipped",
                 f"the slices, and the loop over heads, after {name}",
             )
-    own.zero_grad(set_to_none=True)
     return None
+
+
+def gradient_sizes(own: nn.Module, out: Tensor) -> dict[str, Tensor | None]:
+    """The size of the gradient at each weight, summed over several directions."""
+    named = dict(own.named_parameters())
+    g = torch.Generator().manual_seed(0)
+    total: list[Tensor | None] = [None] * len(named)
+    for _ in range(3):
+        direction = torch.randn(out.shape, generator=g).to(out.dtype)
+        gradients = torch.autograd.grad(
+            out, list(named.values()), direction, retain_graph=True, allow_unused=True
+        )
+        total = [
+            old if new is None else new.abs() if old is None else old + new.abs()
+            for old, new in zip(total, gradients, strict=True)
+        ]
+    return dict(zip(named, total, strict=True))
 
 
 def leaves(out: Tensor) -> list[Tensor]:
@@ -609,7 +667,7 @@ def bounded(own: Any, call: Callable[[Any], Tensor]) -> Finding | None:
         return None
     caught.weights[-1].mul_(1e4)
     out = call(plain)
-    if bool(out.abs().max() <= 1.001) and not torch.equal(out, before):
+    if bool(out.abs().max() <= 1.001) and not close(out, before):
         cause = "there is a softmax, sigmoid or tanh at the end"
     elif bool((out >= 0).all()) and bool((out == 0).any()):
         cause = "there is a ReLU at the end"
@@ -664,7 +722,7 @@ def cannot_overfit(
         return None
     own = copy_of(model).float().cpu().train()
     own.requires_grad_(True)
-    large = sum(p.numel() for p in own.parameters()) > 20_000_000
+    large = is_large(own)
     # A large model is slow: it need not go as far, only clearly down.
     steps, lr, part = (12, 3e-4, 0.8) if large else (60, 2e-3, 0.5)
     optimizer = torch.optim.AdamW(own.parameters(), lr=lr, weight_decay=0.0)

@@ -5,7 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .properties import copy_of, is_shift, is_vector, leaves, tensor_in
+from .properties import (
+    change_of,
+    copy_of,
+    is_shift,
+    is_vector,
+    leaves,
+    negligible,
+    tensor_in,
+)
 from .report import Finding
 
 
@@ -36,13 +44,13 @@ def broken_stream(own: Any, x: Tensor) -> Finding | None:
     if not first or not first[0].requires_grad:
         return None
     tokens = first[0]
-    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+    direction = change_of(out)
     # What made the tokens, such as the class token: does any of it still matter?
     made = [image, *leaves(tokens)]
     reach = torch.autograd.grad(
         (out * direction).sum(), [*made, tokens], retain_graph=True, allow_unused=True
     )
-    if not any(g is not None and bool(g.any()) for g in reach):
+    if not any(map(_counts, reach)):
         return Finding(
             "residual",
             "with silent layers nothing of the tokens reaches the logits",
@@ -51,13 +59,14 @@ def broken_stream(own: Any, x: Tensor) -> Finding | None:
         )
     if reach[-1] is None or tokens.size(1) < 2:
         return None
-    read = reach[-1][0].abs().sum(-1).nonzero().flatten().tolist()
+    sizes = reach[-1][0].abs().sum(-1)  # (N,)
+    read = (~negligible(sizes, sizes.max())).nonzero().flatten().tolist()
     if len(read) != 1:
         return None
     (seen,) = torch.autograd.grad(
         tokens[0, read[0]].square().sum(), image, allow_unused=True
     )
-    if seen is None or not bool(seen.any()):
+    if not _counts(seen):
         return None
     return Finding(
         "read",
@@ -65,6 +74,11 @@ def broken_stream(own: Any, x: Tensor) -> Finding | None:
         "the class token stands elsewhere, or there is none and the mean is meant",
         "the index before the head",
     )
+
+
+def _counts(gradient: Tensor | None) -> bool:
+    """Whether a gradient is there at all; inputs and weights are of size one."""
+    return gradient is not None and not bool(negligible(gradient, 1.0).all())
 
 
 def _layers(own: nn.Module) -> list[nn.Module]:
