@@ -257,6 +257,12 @@ class SigmoidAtTheEnd(Vision):
         return super().read(x).sigmoid()
 
 
+@mutant("vit", "overfit", "by heart", **sizes)
+class LogitsTooSmallToLearn(Vision):
+    def read(self, x):
+        return super().read(x) / 10_000
+
+
 @mutant("vit", "batch", "x.size\\(0\\)", **sizes)
 class PositionsOverTheBatch(Vision):
     def embed(self, images):

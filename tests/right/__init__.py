@@ -7,7 +7,7 @@ or a function.
 from collections.abc import Callable
 from typing import Any
 
-RIGHT: list[tuple[str, Callable[[], Any], dict[str, Any]]] = []
+STYLES: list[tuple[str, Callable[[], Any], dict[str, Any]]] = []
 
 
 def right(checker: str, **options: Any) -> Callable[[Any], Any]:
@@ -15,7 +15,7 @@ def right(checker: str, **options: Any) -> Callable[[Any], Any]:
 
     def register(fine: Any) -> Any:
         make = fine if isinstance(fine, type) else lambda: fine
-        RIGHT.append((checker, make, options))
+        STYLES.append((checker, make, options))
         return fine
 
     return register

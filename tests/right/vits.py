@@ -10,7 +10,7 @@ from vit_pytorch.simple_vit_with_patch_dropout import SimpleViT as DropViT
 
 from minivit import sinusoidal_positions_2d
 
-from . import RIGHT, right
+from . import STYLES, right
 from .attentions import E, H
 from .layers import Parts, ReZero, RootMeanSquare, RotaryLayer
 
@@ -315,4 +315,4 @@ for make in (
     lucid(DropViT),
     lucid(ParallelViT, num_parallel_branches=2),
 ):
-    RIGHT.append(("vit", make, {"image_size": 32, "num_classes": K}))
+    STYLES.append(("vit", make, {"image_size": 32, "num_classes": K}))
