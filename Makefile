@@ -10,7 +10,7 @@ HTML   := _build/html/index.html
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test browser slow bench execute serve lint format lock repository clean distclean
+.PHONY: help install book test portable browser slow bench execute serve lint format lock repository clean distclean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,6 +29,9 @@ book: install  ## build the book strictly: any warning is an error
 test: install  ## run every test and every chapter, outputs compared
 	$(PYTEST) -n 2 --dist loadfile --durations 15 \
 	  --nbval --nbval-current-env --nbval-cell-timeout 120 tests book
+
+portable: install  ## run `make test` as other machines would (ONLY="no AVX" TESTS=tests/test_check.py)
+	$(BIN)/python tools/portable.py $(if $(ONLY),--only "$(ONLY)") $(TESTS)
 
 browser: book  ## look at the built book with headless Chromium
 	$(PYTEST) -m browser tests

@@ -19,7 +19,8 @@ settings.register_profile("explore", deadline=None, max_examples=500)
 settings.load_profile("ci")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # several workers share the cores
+    # Several workers share the cores, unless it is said otherwise.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)
