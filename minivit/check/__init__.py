@@ -9,7 +9,8 @@ names the mistake. Where the weights are the user's (a module), properties are t
 that hold for any weights: the future must not change the past, padding must not change
 anything.
 
-    >>> from minivit import attention, check
+    >>> from minivit import check
+    >>> from minivit.attention import attention
     >>> print(check.attention(attention))
     attention: all 12 checks passed
 
