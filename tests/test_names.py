@@ -1,6 +1,6 @@
 """A name is one thing: a file of the package, or a function or class, never both.
 
-`import minivit.attention as a` must give the file. A function of the same name, exported
+`import minivit.attention as a` must give the file. A function of that name, exported
 beside it, would take its place.
 """
 
