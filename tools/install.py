@@ -89,12 +89,10 @@ def install(venv: Path, wanted: tuple[str, ...]) -> None:
     """Install with uv, which is ten times faster than pip, or else with pip."""
     pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     pins = ["--constraint", "constraints.txt"]
-    environment = os.environ | {
-        "UV_SYSTEM_CERTS": "1",  # the system's certificates, as pip uses them
-        "VIRTUAL_ENV": str(venv),
-    }
-    uv = [python(VENV), "-m", "uv", "pip", "install", *wanted, *pins]
-    uv += ["--build-constraint", "constraints.txt"]
+    # The system's certificates, as pip uses them.
+    environment = os.environ | {"UV_SYSTEM_CERTS": "1"}
+    uv = [python(VENV), "-m", "uv", "pip", "install", "--python", python(venv)]
+    uv += [*wanted, *pins, "--build-constraint", "constraints.txt"]
     try:  # uv lives in .venv, whichever environment it fills
         subprocess.check_call([python(VENV), *pip, "uv", *pins], cwd=ROOT)
         subprocess.check_call(uv, cwd=ROOT, env=environment)
