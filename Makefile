@@ -10,7 +10,7 @@ HTML   := _build/html/index.html
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test portable browser slow bench execute serve lint format lock repository clean distclean
+.PHONY: help install book test portable browser colab slow bench execute serve lint format lock repository clean distclean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,6 +36,10 @@ portable: install  ## run `make test` as other machines would (ONLY="no AVX" TES
 browser: book  ## look at the built book with headless Chromium
 	$(PYTEST) -m browser tests
 
+colab: install  ## run every chapter as Colab would, with the package from a wheel
+	@$(BIN)/python tools/install.py colab
+	$(PYTEST) -n 2 -m colab --durations 0 tests
+
 slow: install  ## run the tests that take minutes
 	$(BIN)/pytest -m slow tests
 
@@ -58,7 +62,8 @@ format: install  ## put code and notebooks into shape
 	$(BIN)/ruff format
 
 lock: install  ## renew constraints.txt from pyproject.toml and constraints.in
-	UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile pyproject.toml --all-extras --universal \
+	@$(BIN)/python -m pip install --quiet uv --constraint constraints.txt
+	UV_SYSTEM_CERTS=1 $(BIN)/python -m uv pip compile pyproject.toml --all-extras --universal \
 	  --python-version 3.11 --constraint constraints.in --upgrade --quiet \
 	  --custom-compile-command "make lock" --output-file constraints.txt
 
@@ -70,4 +75,4 @@ clean:  ## remove what was built
 	find minivit tests tools book -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environment too
-	rm -rf .venv minivit.egg-info
+	rm -rf .venv .venv-colab minivit.egg-info

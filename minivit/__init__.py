@@ -1,6 +1,6 @@
 """minivit: the Transformer and the Vision Transformer, readable and checked."""
 
-from .attention import MultiHeadAttention, attention, causal_mask, padding_mask
+from .attention import MultiHeadAttention, causal_mask, padding_mask
 from .generate import beam_search, greedy_search, sample
 from .layers import DropPath, FeedForward, LayerNorm, LayerScale
 from .positions import (
@@ -12,8 +12,8 @@ from .positions import (
     sinusoidal_positions_2d,
 )
 from .predict import load
-from .pretrained import pretrained
 from .train import evaluate, fit
+from .transfer import pretrained
 from .transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, Transformer
 from .vit import (
     PatchEmbed,
@@ -43,7 +43,6 @@ __all__ = [
     "SinusoidalPositions",
     "Transformer",
     "ViT",
-    "attention",
     "beam_search",
     "causal_mask",
     "evaluate",

@@ -1,6 +1,7 @@
 """Labelled pictures for training: in memory where they fit, else read as needed.
 
-Copy this file together with data.py; it needs torchvision, and scikit-learn to divide.
+Copy this file together with data.py into one folder; it needs torchvision,
+scikit-learn and tqdm beside torch.
 
 Letters for shapes: B batch, C channels, N pictures.
 """

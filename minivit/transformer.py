@@ -1,6 +1,6 @@
 """The Transformer: encoder, decoder, and both together for sequence to sequence.
 
-Copy this file together with attention.py, positions.py and layers.py.
+Copy this file together with attention.py, positions.py and layers.py into one folder.
 
 Letters for shapes: B batch, L target length, S source length, E embed, V vocabulary.
 """

@@ -1,6 +1,7 @@
 """The Vision Transformer: an image is cut into patches, and patches are tokens.
 
-Copy this file together with transformer.py, attention.py, positions.py and layers.py.
+Copy this file together with transformer.py, attention.py, positions.py and layers.py
+into one folder.
 
 Letters for shapes: B batch, C channels, P patch side, N patches, E embed, K classes.
 """

@@ -1,6 +1,10 @@
 """What all tests share: the same threads, the same seed, the same examples."""
 
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +22,8 @@ settings.register_profile(
 settings.register_profile("explore", deadline=None, max_examples=500)
 settings.load_profile("ci")
 
+ROOT = Path(__file__).resolve().parent.parent
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several workers share the cores, unless it is said otherwise.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -27,6 +33,22 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def seed():
     """Start each test from the same random state, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The package as pip builds it from the files that lie here now; no network."""
+    source, target = (tmp_path_factory.mktemp(name) for name in ("source", "wheel"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for folder in ("minivit", "book/logs"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, source / folder, ignore=ignore)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index"]
+    command += ["--no-deps", "--no-build-isolation", "--wheel-dir", target, source]
+    subprocess.run(command, check=True)
+    (built,) = target.glob("*.whl")
+    return built
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -9,7 +9,8 @@ import math
 import pytest
 import torch
 
-from minivit import MultiHeadAttention, attention, causal_mask, padding_mask
+from minivit import MultiHeadAttention, causal_mask, padding_mask
+from minivit.attention import attention
 
 
 def test_attention_by_the_definition():

@@ -5,7 +5,10 @@ skips a cell without an execution count, and does not care how a chapter is made
 """
 
 import re
+import runpy
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import nbformat
@@ -16,7 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 CHAPTERS = sorted(ROOT.glob("book/*.ipynb"))
 
-COLAB = f"""\
+# What Colab has; torchvision brings pillow.
+COLAB = {*runpy.run_path(str(ROOT / "tools/install.py"))["COLAB"], "pillow"}
+COLAB_CELL = f"""\
 import sys
 
 if "google.colab" in sys.modules:  # on your own machine: see the README
@@ -169,9 +174,20 @@ def test_one_title(chapter):
     assert len(re.findall(r"^# \S", prose, re.M)) == 1
 
 
-def test_colab_cell(chapter):
-    first = chapter.code[0]
-    assert first.source == COLAB
+@pytest.fixture(scope="module")
+def distributions():
+    """What to install for a module: {"sklearn": ["scikit-learn"], ...}."""
+    return packages_distributions()
+
+
+def test_colab_cell(chapter, distributions):
+    """The same everywhere, except for the names of what this chapter needs besides."""
+    first, *others = chapter.code
+    source = "\n".join(cell.source for cell in others)
+    imported = set(re.findall(r"^ *(?:import|from) +(\w+)", source, re.M))
+    others = imported - sys.stdlib_module_names - {"minivit"}
+    wanted = {distributions[module][0].lower() for module in others} - COLAB
+    assert first.source == " ".join([COLAB_CELL, *sorted(wanted)])
     assert "remove-output" in first.metadata.get("tags", [])
     assert not first.outputs
 

@@ -14,6 +14,7 @@ from torch import nn
 
 import minivit
 from minivit import check
+from minivit.attention import attention
 
 # Mistakes: all must be caught, and named where they can be ----------------------------
 
@@ -104,7 +105,7 @@ def test_report_reads_as_promised():
 
 
 def test_report_of_something_right():
-    report = check.attention(minivit.attention)
+    report = check.attention(attention)
     assert report
     assert str(report) == "attention: all 12 checks passed"
     assert "<table>" not in report._repr_html_()
@@ -156,7 +157,7 @@ def test_a_trained_model_is_not_blamed_for_its_loss():
 
 def test_polarity_is_an_option():
     def hides(q, k, v, mask=None):
-        return minivit.attention(q, k, v, mask=None if mask is None else ~mask)
+        return attention(q, k, v, mask=None if mask is None else ~mask)
 
     assert not check.attention(hides)
     assert check.attention(hides, mask_means="hide")

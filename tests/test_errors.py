@@ -26,7 +26,6 @@ from minivit import (
     SinusoidalPositions,
     Transformer,
     ViT,
-    attention,
     beam_search,
     causal_mask,
     data,
@@ -42,6 +41,7 @@ from minivit import (
     train,
     unpatchify,
 )
+from minivit.attention import attention
 
 SEQ2SEQ = {
     "src_vocab_size": 9,

@@ -25,7 +25,7 @@ FLOORS = {
     "vit": 2,
     "explain": 3,
     "check": 3,
-    "pretrained": 3,
+    "transfer": 3,
     "predict": 3,
     "train": 3,
 }

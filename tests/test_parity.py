@@ -23,10 +23,10 @@ from minivit import (
     MultiHeadAttention,
     Transformer,
     ViT,
-    attention,
     causal_mask,
     padding_mask,
 )
+from minivit.attention import attention
 
 B, L, S, E, H = 3, 5, 7, 16, 4
 MLP = 24

@@ -16,12 +16,12 @@ from minivit import (
     MultiHeadAttention,
     Transformer,
     ViT,
-    attention,
     causal_mask,
     padding_mask,
     patchify,
     unpatchify,
 )
+from minivit.attention import attention
 
 seeds = st.integers(0, 2**31)
 orders = st.booleans()  # pre-norm or post-norm

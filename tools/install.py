@@ -1,6 +1,7 @@
 """Create .venv with minivit and its pinned tools, unless that has been done already.
 
-    python tools/install.py
+    python tools/install.py          # .venv, where everything runs
+    python tools/install.py colab    # .venv-colab: only what Google Colab has
 
 Run by every make target, and by hand where there is no make. A second run compares
 one hash and ends: it installs nothing and needs no network.
@@ -22,31 +23,53 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-STAMP = VENV / "installed"
-BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
-PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+
+# What a notebook in Colab finds. ipykernel runs it, there as here.
+COLAB = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "matplotlib",
+    "scikit-learn",
+    "tqdm",
+    "safetensors",
+    "ipython",
+    "ipykernel",
+)
+
+# Folder and requirements of each environment.
+ENVIRONMENTS = {
+    "dev": (VENV, ("--editable", ".[dev]")),
+    "colab": (ROOT / ".venv-colab", COLAB),
+}
 
 WHO_AM_I = "import sys; print(sys.version, sys.base_prefix)"
 
 
-def key() -> str:
+def python(venv: Path) -> Path:
+    """The interpreter of an environment."""
+    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def key(wanted: tuple[str, ...]) -> str:
     """What decides whether the environment is still the right one."""
-    hasher = hashlib.sha256(f"{sys.version} {sys.base_prefix}".encode())
+    hasher = hashlib.sha256(f"{sys.version} {sys.base_prefix} {wanted}".encode())
     for name in ("pyproject.toml", "constraints.txt"):
         hasher.update((ROOT / name).read_bytes())
     return hasher.hexdigest()
 
 
-def same_interpreter() -> bool:
-    """Whether .venv exists and belongs to the interpreter that runs this file."""
+def same_interpreter(venv: Path) -> bool:
+    """Whether the environment exists and belongs to the interpreter of this file."""
+    command = [python(venv), "-c", WHO_AM_I]
     try:
-        found = subprocess.check_output([PYTHON, "-c", WHO_AM_I], text=True).strip()
+        found = subprocess.check_output(command, text=True).strip()
     except (OSError, subprocess.CalledProcessError):
         return False
     return found == f"{sys.version} {sys.base_prefix}".strip()
 
 
-def create() -> None:
+def create(folder: Path) -> None:
     """Make an empty virtual environment, replacing one of another interpreter."""
     try:
         import ensurepip  # noqa: F401
@@ -57,40 +80,49 @@ def create() -> None:
             "Debian and Ubuntu keep them in a package of their own: "
             "apt install python{}.{}-venv".format(*sys.version_info[:2])
         )
-    if VENV.exists():
-        shutil.rmtree(VENV)
-    venv.create(VENV, with_pip=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    venv.create(folder, with_pip=True)
 
 
-def install() -> None:
-    """Install uv, and with it everything else: ten times faster than pip."""
-    environment = os.environ | {
-        "UV_SYSTEM_CERTS": "1",  # the system's certificates, as pip uses them
-        "VIRTUAL_ENV": str(VENV),
-    }
-    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.check_call([*pip, "uv", "-c", "constraints.txt"], cwd=ROOT)
-    uv = [PYTHON, "-m", "uv", "pip", "install", "--editable", ".[dev]"]
-    uv += ["--constraint", "constraints.txt", "--build-constraint", "constraints.txt"]
-    subprocess.check_call(uv, cwd=ROOT, env=environment)
+def install(venv: Path, wanted: tuple[str, ...]) -> None:
+    """Install with uv, which is ten times faster than pip, or else with pip."""
+    pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pins = ["--constraint", "constraints.txt"]
+    # The system's certificates, as pip uses them.
+    environment = os.environ | {"UV_SYSTEM_CERTS": "1"}
+    uv = [python(VENV), "-m", "uv", "pip", "install", "--python", python(venv)]
+    uv += [*wanted, *pins, "--build-constraint", "constraints.txt"]
+    try:  # uv lives in .venv, whichever environment it fills
+        subprocess.check_call([python(VENV), *pip, "uv", *pins], cwd=ROOT)
+        subprocess.check_call(uv, cwd=ROOT, env=environment)
+    except (OSError, subprocess.CalledProcessError):
+        print("uv does not work here. pip takes longer and ignores UV_TORCH_BACKEND.")
+        subprocess.check_call([python(venv), *pip, *wanted, *pins], cwd=ROOT)
 
 
-def main() -> None:
-    wanted = key()
-    if STAMP.exists() and STAMP.read_text() == wanted:
+def ensure(venv: Path, wanted: tuple[str, ...]) -> None:
+    """Have an environment with what is wanted in it, at the pinned versions."""
+    stamp = venv / "installed"
+    if stamp.exists() and stamp.read_text() == key(wanted):
         return
-    print("Installing into .venv; this is done once and takes a few minutes.")
-    STAMP.unlink(missing_ok=True)
+    print(f"Installing into {venv.name}; this is done once and takes a few minutes.")
+    stamp.unlink(missing_ok=True)
+    # .venv is mended, because leftovers do no harm there; another is made afresh.
+    if venv != VENV or not same_interpreter(venv):
+        create(venv)
+    install(venv, wanted)
+    stamp.write_text(key(wanted))
+
+
+def main(name: str = "dev") -> None:
     try:
-        if not same_interpreter():
-            create()
-        install()
+        ensure(*ENVIRONMENTS[name])
     except subprocess.CalledProcessError as error:
         sys.exit(
             f"The installation failed (exit status {error.returncode}); see above."
         )
-    STAMP.write_text(wanted)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

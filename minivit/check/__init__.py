@@ -1,7 +1,7 @@
 """Find out what is wrong with an attention, a Transformer or a ViT, anybody's.
 
 Copy this folder together with vit.py, transformer.py, attention.py, positions.py,
-layers.py and generate.py.
+layers.py and generate.py into one folder.
 
 Two ways of knowing. Where the right answer is unique (a function), outputs are
 compared with the reference, and, if they differ, with a bank of known mistakes: a match
@@ -9,7 +9,8 @@ names the mistake. Where the weights are the user's (a module), properties are t
 that hold for any weights: the future must not change the past, padding must not change
 anything.
 
-    >>> from minivit import attention, check
+    >>> from minivit import check
+    >>> from minivit.attention import attention
     >>> print(check.attention(attention))
     attention: all 12 checks passed
 

@@ -1,8 +1,9 @@
 """A trained model at work; also python -m minivit.predict vit_cifar10 photograph.jpg.
 
 Copy this folder together with checkpoint.py, images.py, data.py, vit.py,
-transformer.py, attention.py, positions.py and layers.py; it needs torchvision and
-safetensors beside torch.
+transformer.py, attention.py, positions.py and layers.py into one folder, and weights/
+for the models that travel with it; it needs torchvision and safetensors beside torch,
+and scikit-learn and tqdm to measure.
 
 Letters for shapes: B batch, C channels, K classes.
 """

@@ -4,8 +4,9 @@
 one device or many: `python -m minivit.train --help`.
 
 Copy this folder together with data.py, images.py, checkpoint.py, plots.py, vit.py,
-transformer.py, attention.py, positions.py and layers.py; it needs tqdm, safetensors,
-torchvision and matplotlib beside torch. `loop.py` alone needs data.py and tqdm.
+transformer.py, attention.py, positions.py and layers.py into one folder; it needs tqdm,
+safetensors, torchvision, scikit-learn and matplotlib beside torch. `loop.py` alone
+needs data.py and tqdm.
 """
 
 from .engine import run

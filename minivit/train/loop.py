@@ -1,6 +1,7 @@
 """One loop for every model of the book: data in memory, one device, AdamW.
 
-Copy this file together with data.py; it needs tqdm beside torch.
+Copy this file, as train/loop.py, and data.py into one folder; it needs tqdm beside
+torch.
 
 Letters for shapes: B batch, K classes.
 """

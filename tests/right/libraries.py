@@ -11,6 +11,7 @@ from vit_pytorch.simple_vit import SimpleViT
 from vit_pytorch.simple_vit_with_register_tokens import SimpleViT as RegisterViT
 
 import minivit
+from minivit.attention import attention
 
 
 def sdpa(q, k, v, attn_mask=None):
@@ -65,7 +66,7 @@ def hugging_face(**options):
 
 
 LIBRARIES = [
-    ("attention", lambda: minivit.attention, {}),
+    ("attention", lambda: attention, {}),
     ("attention", lambda: sdpa, {"mask_name": "attn_mask"}),
     ("causal_mask", lambda: minivit.causal_mask, {}),
     ("causal_mask", lambda: triangle, {"mask_means": "hide"}),

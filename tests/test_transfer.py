@@ -70,7 +70,7 @@ def online(monkeypatch, published):
 def test_known_names_have_weights_at_torchvision():
     from torchvision.models import get_weight
 
-    from minivit.pretrained import MODELS
+    from minivit.transfer import MODELS
 
     assert {"vit_b_16", "vit_b_32", "vit_l_16"} <= MODELS.keys()
     for name, (build, weights_name) in MODELS.items():
