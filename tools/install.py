@@ -1,11 +1,13 @@
 """Create .venv with minivit and its pinned tools, unless that has been done already.
 
-    python tools/install.py
+    python tools/install.py             # .venv: the versions in constraints.txt
+    python tools/install.py --floors    # .venv-floors: the lowest of pyproject.toml
 
 Run by every make target, and by hand where there is no make. A second run compares
 one hash and ends: it installs nothing and needs no network.
 """
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -21,32 +23,38 @@ if sys.version_info < (3, 11):
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-STAMP = VENV / "installed"
-BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
-PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+STAMP = "installed"  # a file in the environment that says what it holds
+
+# What uv installs into each environment.
+LOCKED = ["--editable", ".[dev]", "--constraint", "constraints.txt"]
+LOWEST = ["--editable", ".[test]", "--resolution", "lowest-direct"]
 
 WHO_AM_I = "import sys; print(sys.version, sys.base_prefix)"
 
 
-def key() -> str:
+def python(venv: Path) -> Path:
+    """The interpreter of an environment."""
+    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def key(wanted: list[str]) -> str:
     """What decides whether the environment is still the right one."""
-    hasher = hashlib.sha256(f"{sys.version} {sys.base_prefix}".encode())
+    hasher = hashlib.sha256(f"{sys.version} {sys.base_prefix} {wanted}".encode())
     for name in ("pyproject.toml", "constraints.txt"):
         hasher.update((ROOT / name).read_bytes())
     return hasher.hexdigest()
 
 
-def same_interpreter() -> bool:
-    """Whether .venv exists and belongs to the interpreter that runs this file."""
+def same_interpreter(venv: Path) -> bool:
+    """Whether the environment exists and belongs to the interpreter that runs this."""
     try:
-        found = subprocess.check_output([PYTHON, "-c", WHO_AM_I], text=True).strip()
+        found = subprocess.check_output([python(venv), "-c", WHO_AM_I], text=True)
     except (OSError, subprocess.CalledProcessError):
         return False
-    return found == f"{sys.version} {sys.base_prefix}".strip()
+    return found.strip() == f"{sys.version} {sys.base_prefix}".strip()
 
 
-def create() -> None:
+def create(folder: Path) -> None:
     """Make an empty virtual environment, replacing one of another interpreter."""
     try:
         import ensurepip  # noqa: F401
@@ -57,39 +65,54 @@ def create() -> None:
             "Debian and Ubuntu keep them in a package of their own: "
             "apt install python{}.{}-venv".format(*sys.version_info[:2])
         )
-    if VENV.exists():
-        shutil.rmtree(VENV)
-    venv.create(VENV, with_pip=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    venv.create(folder, with_pip=True)
 
 
-def install() -> None:
+def install(venv: Path, wanted: list[str]) -> None:
     """Install uv, and with it everything else: ten times faster than pip."""
     environment = os.environ | {
         "UV_SYSTEM_CERTS": "1",  # the system's certificates, as pip uses them
-        "VIRTUAL_ENV": str(VENV),
+        "VIRTUAL_ENV": str(venv),
     }
-    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.check_call([*pip, "uv", "-c", "constraints.txt"], cwd=ROOT)
-    uv = [PYTHON, "-m", "uv", "pip", "install", "--editable", ".[dev]"]
-    uv += ["--constraint", "constraints.txt", "--build-constraint", "constraints.txt"]
+    pip = [python(venv), "-m", "pip", "install", "--quiet"]
+    pip += ["--disable-pip-version-check", "uv", "--constraint", "constraints.txt"]
+    subprocess.check_call(pip, cwd=ROOT)
+    uv = [python(venv), "-m", "uv", "pip", "install", *wanted]
+    uv += ["--build-constraint", "constraints.txt"]
     subprocess.check_call(uv, cwd=ROOT, env=environment)
 
 
 def main() -> None:
-    wanted = key()
-    if STAMP.exists() and STAMP.read_text() == wanted:
+    parser = argparse.ArgumentParser(description="Create an environment for minivit.")
+    parser.add_argument(
+        "--floors", action="store_true", help="the lowest versions, in .venv-floors"
+    )
+    floors = parser.parse_args().floors
+    if floors and sys.version_info >= (3, 13):
+        sys.exit(
+            "The lowest versions that minivit allows are older than Python {}.{} and "
+            "would have to be compiled. Name an older one: "
+            "PYTHON=python3.12 make floors".format(*sys.version_info[:2])
+        )
+    venv = ROOT / (".venv-floors" if floors else ".venv")
+    wanted = LOWEST if floors else LOCKED
+
+    stamp = venv / STAMP
+    if stamp.exists() and stamp.read_text("utf-8") == key(wanted):
         return
-    print("Installing into .venv; this is done once and takes a few minutes.")
-    STAMP.unlink(missing_ok=True)
+    print(f"Installing into {venv.name}; this is done once and takes a few minutes.")
+    stamp.unlink(missing_ok=True)
     try:
-        if not same_interpreter():
-            create()
-        install()
+        if not same_interpreter(venv):
+            create(venv)
+        install(venv, wanted)
     except subprocess.CalledProcessError as error:
         sys.exit(
             f"The installation failed (exit status {error.returncode}); see above."
         )
-    STAMP.write_text(wanted)
+    stamp.write_text(key(wanted), "utf-8")
 
 
 if __name__ == "__main__":
