@@ -8,12 +8,14 @@ PYTHON ?= $(if $(wildcard .venv/installed),.venv/bin/python,python3)
 BIN    := .venv/bin
 HTML   := _build/html/index.html
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+ALL    := -n 2 --dist loadfile --durations 15 \
+          --nbval --nbval-current-env --nbval-cell-timeout 120 tests book
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test portable browser colab slow bench execute serve lint format lock repository clean distclean
+.PHONY: help install book test portable floors browser colab slow bench execute serve lint format lock repository clean distclean
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install:  ## create .venv with the pinned tools (every target does so by itself)
 	@command -v $(PYTHON) >/dev/null || { \
@@ -27,11 +29,14 @@ book: install  ## build the book strictly: any warning is an error
 	@echo "The book: $(CURDIR)/$(HTML)"
 
 test: install  ## run every test and every chapter, outputs compared
-	$(PYTEST) -n 2 --dist loadfile --durations 15 \
-	  --nbval --nbval-current-env --nbval-cell-timeout 120 tests book
+	$(PYTEST) $(ALL)
 
 portable: install  ## run `make test` as other machines would (ONLY="no AVX" TESTS=tests/test_check.py)
 	$(BIN)/python tools/portable.py $(if $(ONLY),--only "$(ONLY)") $(TESTS)
+
+floors: install  ## the same in .venv-floors, with the lowest versions that pyproject.toml allows
+	@$(BIN)/python tools/install.py floors
+	OMP_NUM_THREADS=1 .venv-floors/bin/pytest $(ALL)
 
 browser: book  ## look at the built book with headless Chromium
 	$(PYTEST) -m browser tests
@@ -74,5 +79,5 @@ clean:  ## remove what was built
 	rm -rf _build build .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find minivit tests tools book -name __pycache__ -prune -exec rm -rf {} +
 
-distclean: clean  ## remove the environment too
-	rm -rf .venv .venv-colab minivit.egg-info
+distclean: clean  ## remove the environments too
+	rm -rf .venv .venv-colab .venv-floors minivit.egg-info

@@ -353,9 +353,9 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
 def _check_mask(mask: Tensor, shape: torch.Size) -> None:
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be bool (True = may look), got {mask.dtype}")
-    fits = mask.dim() <= len(shape) and all(
-        have in (1, want)
-        for have, want in zip(reversed(mask.shape), reversed(shape), strict=False)
+    missing = len(shape) - mask.dim()  # dimensions that broadcasting puts in front
+    fits = missing >= 0 and all(
+        have in (1, want) for have, want in zip(mask.shape, shape[missing:])
     )
     if not fits:
         raise ValueError(

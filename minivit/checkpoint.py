@@ -152,7 +152,11 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state_dict = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            # Copies: Windows lets nobody replace a file that a tensor is a view of.
+            state_dict = {
+                name: file.get_tensor(name).to(torch.float32, copy=True)
+                for name in file.keys()  # noqa: SIM118
+            }
     except SafetensorError as error:
         raise ValueError(
             f"{path} is damaged, or no safetensors file: {error}"

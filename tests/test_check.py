@@ -182,7 +182,8 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     from minivit.check.__main__ import main
 
     (tmp_path / "mine.py").write_text(
-        "def attend(q, k, v, mask=None):\n    return (q @ k.mT).softmax(-1) @ v\n"
+        "def attend(q, k, v, mask=None):\n    return (q @ k.mT).softmax(-1) @ v\n",
+        "utf-8",
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

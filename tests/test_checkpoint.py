@@ -127,17 +127,20 @@ except OSError as error:
 """
 
 
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows sets no limit to the size of files"
+)
 @pytest.mark.parametrize("kind", ["checkpoint", "weights"])
 def test_a_disk_that_is_full_destroys_nothing(tmp_path, kind):
     """The limit on the size of files cuts the write short, as a full disk does."""
     path = tmp_path / "a"
-    path.write_text("precious")
+    path.write_text("precious", "utf-8")
     output = subprocess.check_output(
         [sys.executable, "-c", SMALL_DISK, path, kind], text=True
     )
     assert f"{path} could not be written" in output
     assert "untouched" in output
-    assert path.read_text() == "precious"
+    assert path.read_text("utf-8") == "precious"
     assert [file.name for file in tmp_path.iterdir()] == ["a"], "no half file is left"
 
 
@@ -170,6 +173,15 @@ def test_weights_come_back_with_what_is_known(tmp_path, dtype):
     assert known == about
     for name, weight in weights.items():
         assert torch.equal(found[name], weight.to(dtype).float())
+
+
+def test_weights_outlive_their_file(tmp_path):
+    """They are copies: a view of the file would change with it, or hold it open."""
+    checkpoint.save_weights(tmp_path / "w", {"a": torch.ones(5000)}, {})
+    found, _ = checkpoint.load_weights(tmp_path / "w")
+    with (tmp_path / "w").open("r+b") as file:
+        file.write(bytes((tmp_path / "w").stat().st_size))
+    assert torch.equal(found["a"], torch.ones(5000))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])

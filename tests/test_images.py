@@ -1,5 +1,7 @@
 """Pictures for training: whole sets, any folder, and clear words about mistakes."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from minivit.images import (
     square,
     statistics,
 )
+from minivit.train.augment import crop_file
 
 
 @pytest.fixture
@@ -97,13 +100,18 @@ def test_the_limit_keeps_proportions_and_what_is_held_out(folder):
         load_pictures(folder, image_size=8, limit=1)
 
 
+def crop_and_shift(image):
+    """Stand beside the tests, so that processes that are not forked find it too."""
+    return square(8)(image)[:, :4] + torch.randint(9, (1,))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_random_crops_depend_on_the_seed_alone(folder, workers):
     """Not on the number of processes, nor on what else was drawn before."""
 
     def draw(seed, workers, rows):
         train = load_pictures(folder, image_size=8, keep="disk", workers=workers).train
-        train.transform = lambda image: square(8)(image)[:, :4] + torch.randint(9, (1,))
+        train.transform = crop_and_shift
         torch.rand(seed)
         return torch.cat([images for images, _ in train.batches(rows, seed)])
 
@@ -112,6 +120,15 @@ def test_random_crops_depend_on_the_seed_alone(folder, workers):
     assert torch.equal(draw(1, workers, rows.split(4)), expected)
     assert torch.equal(draw(1, workers, rows[4:].split(8)), expected[4:])
     assert not torch.equal(draw(2, workers, rows.split(4)), expected)
+
+
+@pytest.mark.parametrize("transform", [square(8), square(8, 1), crop_file(8)])
+def test_pictures_on_disk_travel_to_other_processes(folder, transform):
+    """Only where processes are forked do they inherit; elsewhere all is pickled."""
+    train = load_pictures(folder, image_size=8, keep="disk").train
+    train.transform = transform
+    for (image, _), (same, _) in zip(train, pickle.loads(pickle.dumps(train))):
+        assert torch.equal(image, same)
 
 
 # --- what can be wrong --------------------------------------------------------------
@@ -132,7 +149,7 @@ def test_a_file_that_is_no_picture_is_named(folder, keep):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_name_comes_through_from_other_processes(folder, workers):
-    (folder / "red" / "00.png").write_text("no picture")
+    (folder / "red" / "00.png").write_text("no picture", "utf-8")
     with pytest.raises(ValueError, match=r"00\.png cannot be read as") as caught:
         load_pictures(folder, image_size=8, keep="memory", workers=workers)
     assert "Traceback" not in str(caught.value)

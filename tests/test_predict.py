@@ -202,7 +202,7 @@ def test_the_likeliest_classes_are_printed(red_or_blue, tmp_path, capsys):
     files = [str(tmp_path / name) for name in ("a.png", "b.png")]
     assert main([weights, *files]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(rf"{files[0]}: red \d+\.\d%  blue \d+\.\d%", first)
+    assert re.fullmatch(rf"{re.escape(files[0])}: red \d+\.\d%  blue \d+\.\d%", first)
     assert second.startswith(files[1])
     assert main([weights, files[0], "--top", "1"]) == 0
     assert "blue" not in capsys.readouterr().out
@@ -217,7 +217,7 @@ def test_accuracy_is_printed(red_or_blue, capsys):
 
 def test_one_bad_picture_does_not_hide_the_others(red_or_blue, tmp_path, capsys):
     weights = str(red_or_blue / "run/model.safetensors")
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no picture", "utf-8")
     Image.new("RGB", (30, 20), "#c81414").save(tmp_path / "good.png")
     names = ("bad.png", "missing.png", "good.png")
     assert main([weights, *(str(tmp_path / name) for name in names)]) == 2

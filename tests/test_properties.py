@@ -1,6 +1,7 @@
 """What must hold for any weights, any input and any size."""
 
 import io
+import sys
 
 import pytest
 import torch
@@ -449,7 +450,8 @@ def test_compile_to_machine_code():
     """The default backend, once: it needs a C compiler."""
     import shutil
 
-    if not (shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")):
+    compilers = ["cl"] if sys.platform == "win32" else ["cc", "gcc", "clang"]
+    if not any(map(shutil.which, compilers)):
         pytest.skip("no C compiler on this machine")
     torch._dynamo.reset()
     module, x = prepare(MultiHeadAttention(8, 2), 0), torch.randn(2, 5, 8)

@@ -1,7 +1,8 @@
 """Create .venv with minivit and its pinned tools, unless that has been done already.
 
-    python tools/install.py          # .venv, where everything runs
-    python tools/install.py colab    # .venv-colab: only what Google Colab has
+    python tools/install.py          # .venv: the versions of constraints.txt
+    python tools/install.py colab    # .venv-colab: of these, what Google Colab has
+    python tools/install.py floors   # .venv-floors: the lowest of pyproject.toml
 
 Run by every make target, and by hand where there is no make. A second run compares
 one hash and ends: it installs nothing and needs no network.
@@ -23,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+PINS = ("--constraint", "constraints.txt")
 
 # What a notebook in Colab finds. ipykernel runs it, there as here.
 COLAB = (
@@ -37,10 +39,14 @@ COLAB = (
     "ipykernel",
 )
 
-# Folder and requirements of each environment.
+# Folder of each environment, and what is installed there.
 ENVIRONMENTS = {
-    "dev": (VENV, ("--editable", ".[dev]")),
-    "colab": (ROOT / ".venv-colab", COLAB),
+    "dev": (VENV, ("--editable", ".[dev]", *PINS)),
+    "colab": (ROOT / ".venv-colab", (*COLAB, *PINS)),
+    "floors": (
+        ROOT / ".venv-floors",
+        ("--editable", ".[test]", "--resolution", "lowest-direct"),
+    ),
 }
 
 WHO_AM_I = "import sys; print(sys.version, sys.base_prefix)"
@@ -61,12 +67,11 @@ def key(wanted: tuple[str, ...]) -> str:
 
 def same_interpreter(venv: Path) -> bool:
     """Whether the environment exists and belongs to the interpreter of this file."""
-    command = [python(venv), "-c", WHO_AM_I]
     try:
-        found = subprocess.check_output(command, text=True).strip()
+        found = subprocess.check_output([python(venv), "-c", WHO_AM_I], text=True)
     except (OSError, subprocess.CalledProcessError):
         return False
-    return found == f"{sys.version} {sys.base_prefix}".strip()
+    return found.strip() == f"{sys.version} {sys.base_prefix}".strip()
 
 
 def create(folder: Path) -> None:
@@ -88,23 +93,24 @@ def create(folder: Path) -> None:
 def install(venv: Path, wanted: tuple[str, ...]) -> None:
     """Install with uv, which is ten times faster than pip, or else with pip."""
     pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    pins = ["--constraint", "constraints.txt"]
     # The system's certificates, as pip uses them.
     environment = os.environ | {"UV_SYSTEM_CERTS": "1"}
     uv = [python(VENV), "-m", "uv", "pip", "install", "--python", python(venv)]
-    uv += [*wanted, *pins, "--build-constraint", "constraints.txt"]
+    uv += [*wanted, "--build-constraint", "constraints.txt"]
     try:  # uv lives in .venv, whichever environment it fills
-        subprocess.check_call([python(VENV), *pip, "uv", *pins], cwd=ROOT)
+        subprocess.check_call([python(VENV), *pip, "uv", *PINS], cwd=ROOT)
         subprocess.check_call(uv, cwd=ROOT, env=environment)
     except (OSError, subprocess.CalledProcessError):
+        if "--resolution" in wanted:
+            raise  # pip cannot look for the lowest versions
         print("uv does not work here. pip takes longer and ignores UV_TORCH_BACKEND.")
-        subprocess.check_call([python(venv), *pip, *wanted, *pins], cwd=ROOT)
+        subprocess.check_call([python(venv), *pip, *wanted], cwd=ROOT)
 
 
 def ensure(venv: Path, wanted: tuple[str, ...]) -> None:
-    """Have an environment with what is wanted in it, at the pinned versions."""
+    """Have an environment with what is wanted in it."""
     stamp = venv / "installed"
-    if stamp.exists() and stamp.read_text() == key(wanted):
+    if stamp.exists() and stamp.read_text("utf-8") == key(wanted):
         return
     print(f"Installing into {venv.name}; this is done once and takes a few minutes.")
     stamp.unlink(missing_ok=True)
@@ -112,16 +118,20 @@ def ensure(venv: Path, wanted: tuple[str, ...]) -> None:
     if venv != VENV or not same_interpreter(venv):
         create(venv)
     install(venv, wanted)
-    stamp.write_text(key(wanted))
+    stamp.write_text(key(wanted), "utf-8")
 
 
 def main(name: str = "dev") -> None:
+    if name == "floors" and sys.version_info >= (3, 13):
+        sys.exit(
+            "The lowest versions that minivit allows are older than Python {}.{} and "
+            "would have to be compiled. Name an older one: "
+            "PYTHON=python3.12 make floors".format(*sys.version_info[:2])
+        )
     try:
         ensure(*ENVIRONMENTS[name])
-    except subprocess.CalledProcessError as error:
-        sys.exit(
-            f"The installation failed (exit status {error.returncode}); see above."
-        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"The installation failed ({error}); see above.")
 
 
 if __name__ == "__main__":

@@ -188,12 +188,12 @@ class _Run:
     def _epoch(self, bar: Any) -> bool:
         """Do what is left of an epoch; say whether somebody asked to stop."""
         size = self.recipe.batch_size
-        began = saved = time.monotonic()
+        began = saved = time.perf_counter()
         first, before, stop = self.step, self.seconds, False
         for pieces in self._batches():
             stop = self._update(pieces)
             bar.update(size)
-            now = time.monotonic()
+            now = time.perf_counter()
             self.seconds = before + now - began
             inside = self.step % self.per_epoch > 0
             if inside and (stop or now - saved > self.recipe.save_every):
@@ -204,10 +204,10 @@ class _Run:
             if self.step % 50 == 0:
                 self._check_finite()
                 bar.set_postfix(loss=f"{self._mean()[0]:.3f}")
-        trained = time.monotonic() - began
+        trained = time.perf_counter() - began
         train_loss, train_accuracy = self._mean()
         val_loss, val_accuracy = self._evaluate()
-        self.seconds = before + time.monotonic() - began
+        self.seconds = before + time.perf_counter() - began
         row = {
             "epoch": self.step // self.per_epoch,
             "step": self.step,
