@@ -76,7 +76,7 @@ def fresh(colab, tmp_path):
     venv.create(folder, symlinks=os.name != "nt")
     packages = "import sysconfig; print(sysconfig.get_path('purelib'))"
     below = Path(ask(folder, packages).strip(), "colab.pth")
-    below.write_text(ask(colab, packages))
+    below.write_text(ask(colab, packages), "utf-8")
     return folder
 
 
@@ -85,7 +85,7 @@ def kernel(fresh, wheel, tmp_path, monkeypatch):
     """A kernel that takes itself for Colab's; its name."""
     startup = tmp_path / "ipython/profile_default/startup/colab.py"
     startup.parent.mkdir(parents=True)
-    startup.write_text(STARTUP.format(address=ADDRESS, wheel=str(wheel)))
+    startup.write_text(STARTUP.format(address=ADDRESS, wheel=str(wheel)), "utf-8")
     spec = tmp_path / "kernels/colab/kernel.json"
     spec.parent.mkdir(parents=True)
     command = [python(fresh), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -95,7 +95,7 @@ def kernel(fresh, wheel, tmp_path, monkeypatch):
         "language": "python",
         "env": {"IPYTHONDIR": str(tmp_path / "ipython")},
     }
-    spec.write_text(json.dumps(described))
+    spec.write_text(json.dumps(described), "utf-8")
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     monkeypatch.delenv("PYTHONPATH", raising=False)
     return "colab"
