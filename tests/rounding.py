@@ -80,10 +80,13 @@ def round_updates_otherwise(machine: int):
         A handle whose `remove()` ends it.
     """
 
+    @torch.no_grad()
     def hook(optimizer, args, kwargs):
         for group in optimizer.param_groups:
             for p in group["params"]:
-                if p.grad is not None:
-                    nudge_(p, machine)
+                if p.grad is not None:  # where it is zero, nothing has been computed
+                    other = p.clone()
+                    nudge_(other, machine)
+                    p.copy_(torch.where(p.grad == 0, p, other))
 
     return register_optimizer_step_post_hook(hook)
