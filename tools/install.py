@@ -28,6 +28,7 @@ STAMP = "installed"  # a file in the environment that says what it holds
 # What uv installs into each environment.
 LOCKED = ["--editable", ".[dev]", "--constraint", "constraints.txt"]
 LOWEST = ["--editable", ".[test]", "--resolution", "lowest-direct"]
+LOWEST += ["--upgrade"]  # what is there already counts for nothing: a floor may sink
 
 WHO_AM_I = "import sys; print(sys.version, sys.base_prefix)"
 
