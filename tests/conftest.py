@@ -56,7 +56,8 @@ def pytest_terminal_summary(terminalreporter):
     rates = {}
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
-            for name, kind in report.user_properties:
+            # A file that cannot be imported has a report without them.
+            for name, kind in getattr(report, "user_properties", ()):
                 if name == "checker":
                     counts = rates.setdefault(kind, [0, 0])
                     counts[0] += outcome == "passed"

@@ -45,7 +45,8 @@ ENVIRONMENTS = {
     "colab": (ROOT / ".venv-colab", (*COLAB, *PINS)),
     "floors": (
         ROOT / ".venv-floors",
-        ("--editable", ".[test]", "--resolution", "lowest-direct"),
+        # Upgrade: what is there already would otherwise stay, though a floor has sunk.
+        ("--editable", ".[test]", "--resolution", "lowest-direct", "--upgrade"),
     ),
 }
 
