@@ -54,7 +54,10 @@ print(digest.hexdigest())
 
 def environment(machine: str) -> dict[str, str]:
     """All variables of a process on that machine; one thread if it does not say."""
-    return os.environ | {"OMP_NUM_THREADS": "1"} | MACHINES[machine]
+    changes = {"OMP_NUM_THREADS": "1"} | MACHINES[machine]
+    if "PYTHONPATH" in changes and "PYTHONPATH" in os.environ:
+        changes["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
+    return os.environ | changes
 
 
 @functools.cache
