@@ -7,9 +7,13 @@
 PYTHON ?= $(if $(wildcard .venv/installed),.venv/bin/python,python3)
 BIN    := .venv/bin
 HTML   := _build/html/index.html
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
-ALL    := -n 2 --dist loadfile --durations 15 \
-          --nbval --nbval-current-env --nbval-cell-timeout 120 tests book
+JOBS   ?= 2
+TESTS  ?= tests book
+# One thread a process, unless it is said otherwise.
+ONE    := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+PYTEST := $(ONE) $(BIN)/pytest
+ALL     = -n $(JOBS) --dist loadfile --durations 15 \
+          --nbval --nbval-current-env --nbval-cell-timeout 120 $(TESTS)
 
 .DEFAULT_GOAL := help
 .PHONY: help install book test portable floors browser colab slow bench execute serve lint format lock repository clean distclean
@@ -31,12 +35,12 @@ book: install  ## build the book strictly: any warning is an error
 test: install  ## run every test and every chapter, outputs compared
 	$(PYTEST) $(ALL)
 
-portable: install  ## run `make test` as other machines would (ONLY="no AVX" TESTS=tests/test_check.py)
-	$(BIN)/python tools/portable.py $(if $(ONLY),--only "$(ONLY)") $(TESTS)
+portable: install  ## run `make test` as other machines would, an hour (or a part: ONLY="no AVX" TESTS=book/vit.ipynb)
+	@$(BIN)/python tools/portable.py $(if $(ONLY),--only "$(ONLY)") $(TESTS)
 
-floors: install  ## the same in .venv-floors, with the lowest versions that pyproject.toml allows
+floors: install  ## run `make test` with the lowest versions that pyproject.toml names, in .venv-floors
 	@$(BIN)/python tools/install.py floors
-	OMP_NUM_THREADS=1 .venv-floors/bin/pytest $(ALL)
+	$(ONE) .venv-floors/bin/pytest $(ALL)
 
 browser: book  ## look at the built book with headless Chromium
 	$(PYTEST) -m browser tests
@@ -52,7 +56,7 @@ bench: install  ## measure speed against other libraries, write it into the book
 	@ROUNDS=$(ROUNDS) $(BIN)/python tools/benchmarks.py
 
 execute: install  ## run all chapters in place and store their outputs (or CHAPTERS="book/vit.ipynb")
-	OMP_NUM_THREADS=1 $(BIN)/python tools/execute.py $(CHAPTERS)
+	$(ONE) $(BIN)/python tools/execute.py $(CHAPTERS)
 
 serve: book  ## build the book and show it on http://localhost:8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000

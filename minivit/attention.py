@@ -199,7 +199,7 @@ class MultiHeadAttention(nn.Module):
 
         Raises:
             TypeError: the mask is not bool.
-            ValueError: a shape does not fit.
+            ValueError: a shape does not fit, or there are no keys anywhere.
         """
         q, k, v = self.project(query, key, value, cache=cache)
         self._check_mask(mask, q, k)
@@ -249,7 +249,8 @@ class MultiHeadAttention(nn.Module):
             cache: a dict that lives as long as one decoding, empty at first. New keys
                 and values are appended to what it holds, and all of it is returned.
                 Self-attention hands over the newest tokens at each step;
-                cross-attention hands over the memory once, and None from then on.
+                cross-attention hands over the memory once, and None from then on (the
+                memory again would stand in the cache twice).
 
         Returns:
             (B, H, L, D), (B, H, S, D) and (B, H, S, D); with a cache, S counts all
@@ -258,14 +259,15 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError: a shape does not fit, or there are no keys anywhere.
         """
-        self._check_input(query=query, key=key, value=value)
         if key is None or value is None:
             if key is not value or not cache:
                 raise ValueError(
                     "key and value may only be None together, and with a cache that "
                     "holds earlier ones"
                 )
+            self._check_input(cache, query=query)
             return self._linear(query, 0), cache["key"], cache["value"]
+        self._check_input(cache, query=query, key=key, value=value)
         if query is key and key is value:  # one product instead of three
             q, k, v = map(self._split, self.in_proj(query).chunk(3, dim=-1))
         else:
@@ -289,25 +291,24 @@ class MultiHeadAttention(nn.Module):
     def _merge(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2).flatten(2)  # (B, L, E)
 
-    def _check_input(self, **given: Tensor | None) -> None:
-        inputs = {name: x for name, x in given.items() if x is not None}
+    def _check_input(self, cache: dict[str, Tensor] | None, **inputs: Tensor) -> None:
         for name, x in inputs.items():
             if x.dim() != 3 or x.size(-1) != self.embed_dim or 0 in x.shape:
                 raise ValueError(
                     f"{name} must have shape (batch, length, {self.embed_dim}) "
                     f"with nothing empty, got {tuple(x.shape)}"
                 )
-        key, value = given["key"], given["value"]
-        *sizes, last = (x.size(0) for x in inputs.values())
-        if any(size != last for size in sizes):
+        sizes = [x.size(0) for x in (*inputs.values(), *(cache or {}).values())]
+        if len(set(sizes)) > 1:
             raise ValueError(
-                f"query, key and value must share the batch size, got "
-                f"{', '.join(map(str, sizes))} and {last}"
+                f"query, key, value and what a cache holds must share the batch size, "
+                f"got {', '.join(map(str, sizes))}"
             )
-        if key is not None and value is not None and key.size(1) != value.size(1):
+        lengths = [inputs[name].size(1) for name in ("key", "value") if name in inputs]
+        if len(set(lengths)) > 1:
             raise ValueError(
                 f"key and value must have the same length, "
-                f"got {key.size(1)} and {value.size(1)}"
+                f"got {lengths[0]} and {lengths[1]}"
             )
 
     @staticmethod

@@ -22,14 +22,14 @@ MACHINES = {
     "oneDNN AVX-512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
     "oneDNN bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
     "oneDNN AMX": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_AMX"},
-    "another BLAS": {"MKL_CBWR": "COMPATIBLE"},
+    "MKL compatible": {"MKL_CBWR": "COMPATIBLE"},
     "two threads": {"OMP_NUM_THREADS": "2"},
     "hash seed": {"PYTHONHASHSEED": "1"},
-    # Not a setting of any library: see elsewhere/sitecustomize.py.
-    "other rounding": {"PYTHONPATH": str(HERE / "elsewhere")},
+    # No library's setting: elsewhere/sitecustomize.py rounds all weights otherwise.
+    "other updates": {"PYTHONPATH": str(HERE / "elsewhere")},
 }
 # Machines that are tried even if a look at their arithmetic shows nothing new.
-ALWAYS = {"two threads", "hash seed", "other rounding"}
+ALWAYS = {"two threads", "hash seed", "other updates"}
 
 ARITHMETIC = """
 import hashlib
@@ -61,32 +61,35 @@ def environment(machine: str) -> dict[str, str]:
 
 
 @functools.cache
-def arithmetic(machine: str) -> str | None:
-    """A checksum of what comes out of many operations; None where they cannot run."""
+def arithmetic(machine: str) -> str:
+    """A checksum of what comes out of some operations, empty if they cannot run.
+
+    A processor that lacks the instructions dies of them: on POSIX systems of a signal,
+    on Windows of an exception with a number above 0xC0000000.
+    """
     done = subprocess.run(
         [sys.executable, "-c", ARITHMETIC],
         env=environment(machine),
         capture_output=True,
         text=True,
     )
-    return done.stdout.strip() if done.returncode == 0 else None
+    if done.returncode < 0 or done.returncode >= 0xC0000000:
+        return ""
+    done.check_returncode()
+    return done.stdout.strip()
+
+
+def can_be_played(machine: str) -> bool:
+    """Whether this processor has the instructions."""
+    return arithmetic(machine) != ""
 
 
 def twin(machine: str) -> str | None:
-    """An earlier machine with the same arithmetic, or "impossible"; None if it is new.
+    """An earlier machine on which those operations give the same bits, if there is one.
 
-    A processor that lacks the instructions may die of them (SIGILL).
+    Larger or other operations might tell the two apart.
     """
     if machine in ALWAYS:
         return None
-    if arithmetic(machine) is None:
-        return "impossible"
     earlier = list(MACHINES)[: list(MACHINES).index(machine)]
-    return next(
-        (
-            m
-            for m in earlier
-            if m not in ALWAYS and arithmetic(m) == arithmetic(machine)
-        ),
-        None,
-    )
+    return next((m for m in earlier if arithmetic(m) == arithmetic(machine)), None)

@@ -6,7 +6,7 @@ changed on purpose, by a function of the result's own bits: the same input still
 the same output, as it does on one machine.
 
     with Rounding(1):
-        ...                       # each operation, about five times slower
+        ...                       # the result of each operation; some times slower
 
     round_updates_otherwise(1)    # the weights after each update of an optimizer
 """
@@ -18,25 +18,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-# What moves or makes numbers computes nothing that could be rounded.
+# What moves numbers, or picks them, rounds nothing.
 EXACT = {
-    *("abs", "arange", "bernoulli", "cat", "clamp", "clamp_min", "clone"),
+    *("abs", "amax", "arange", "bernoulli", "cat", "clamp", "clamp_min", "clone"),
     *("constant_pad_nd", "copy", "embedding", "empty", "empty_like"),
     *("empty_strided", "expand", "eye", "fill", "flip", "full", "full_like"),
-    *("gather", "im2col", "index", "index_select", "lift_fresh", "linspace"),
-    *("masked_fill", "max", "amax", "native_dropout", "neg", "new_empty"),
-    *("new_empty_strided", "new_full", "new_ones", "new_zeros", "normal"),
-    *("ones", "ones_like", "rand", "rand_like", "randint", "randn", "randn_like"),
-    *("randperm", "relu", "repeat", "roll", "scalar_tensor"),
-    *("select_backward", "select_scatter", "slice_backward"),
-    *("slice_scatter", "sort", "stack", "topk", "tril", "triu", "unfold", "where"),
-    *("zeros", "zeros_like"),
+    *("gather", "im2col", "index", "index_select", "lift_fresh"),
+    *("masked_fill", "max", "native_dropout", "neg", "new_empty"),
+    *("new_empty_strided", "new_full", "new_ones", "new_zeros", "ones"),
+    *("ones_like", "rand", "rand_like", "randint", "random", "randperm", "relu"),
+    *("repeat", "roll", "scalar_tensor", "select_backward"),
+    *("select_scatter", "slice_backward", "slice_scatter", "sort", "stack"),
+    *("topk", "tril", "triu", "unfold", "where", "zero", "zeros", "zeros_like"),
 }
 
 
 @torch.no_grad()
 def nudge_(t: Tensor, machine: int) -> None:
-    """Change numbers by one unit in the last place, or leave them, each by its bits."""
+    """Change numbers by a unit or two in the last place, or not, each by its bits."""
     if t.is_nested:
         for part in t.unbind():
             nudge_(part, machine)
@@ -59,11 +58,11 @@ class Rounding(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        schema = func._schema
+        returned = [value.alias_info for value in func._schema.returns]
         computes = (
             func.namespace == "aten"
-            and schema.name.removeprefix("aten::").rstrip("_") not in EXACT
-            and not any(value.alias_info for value in schema.returns)
+            and func._schema.name.removeprefix("aten::").rstrip("_") not in EXACT
+            and all(alias is None or alias.is_write for alias in returned)  # no view
         )
         for t in out if isinstance(out, tuple | list) else (out,):
             if computes and isinstance(t, Tensor) and t.is_floating_point():
@@ -84,7 +83,7 @@ def round_updates_otherwise(machine: int):
     def hook(optimizer, args, kwargs):
         for group in optimizer.param_groups:
             for p in group["params"]:
-                if p.grad is not None:  # where it is zero, nothing has been computed
+                if p.grad is not None:  # rows that nothing used stay as they are
                     other = p.clone()
                     nudge_(other, machine)
                     p.copy_(torch.where(p.grad == 0, p, other))

@@ -133,7 +133,7 @@ def test_dropout_drops_weights_and_keeps_the_mean():
 
 @pytest.mark.parametrize("same", [True, False], ids=["one tensor", "clones"])
 def test_self_attention_appends_to_its_cache(same):
-    """What a cache does hangs on its content, not on whether tensors are one object."""
+    """It makes no difference whether the three tensors are one object."""
     module, x = MultiHeadAttention(8, 2).eval(), torch.randn(2, 5, 8)
     expected, cache = module(x, x, x, mask=causal_mask(5)), {}
     for i in range(5):
@@ -152,6 +152,19 @@ def test_cross_attention_fills_its_cache_once():
         found = module(query, new, new, cache=cache)
         torch.testing.assert_close(found, expected)
         assert cache["key"].shape == cache["value"].shape == (2, 2, 5, 4)
+
+
+def test_a_cache_of_another_batch_is_refused():
+    """One sample's keys would silently serve all others."""
+    module, one, two = (
+        MultiHeadAttention(8, 2),
+        torch.randn(1, 3, 8),
+        torch.randn(2, 3, 8),
+    )
+    module(one, one, one, cache=(cache := {}))
+    for new in (two, None):
+        with pytest.raises(ValueError, match="share the batch size"):
+            module(two, new, new, cache=cache)
 
 
 @pytest.mark.parametrize("cache", [None, {}])

@@ -218,7 +218,7 @@ for how in ("forward", "attend"):
             ("no batch", {"q": (3, 8)}, V, "query", "(batch, length, 8)", "(3, 8)"),
             ("empty batch", {"q": (0, 3, 8)}, V, "nothing empty", "(0, 3, 8)"),
             ("empty key", {"k": (2, 0, 8)}, V, "key", "(2, 0, 8)"),
-            ("batches", {"k": (3, 5, 8)}, V, "batch size", "2, 3 and 2"),
+            ("batches", {"k": (3, 5, 8)}, V, "batch size", "2, 3, 2"),
             ("lengths", {"v": (2, 4, 8)}, V, "same length", "5 and 4"),
             ("mask float", {"mask": may(3, 5, dtype=torch.float16)}, T, "bool", "16"),
             ("mask shape", {"mask": may(3, 4)}, V, "(3, 4)", "(2, 2, 3, 5)"),

@@ -31,12 +31,11 @@ assert len(SUBJECTS) == len(MUTANTS) + len(LIBRARIES) + len(STYLES)
 def verdict(subject: str, seed: int, machine: int | None = None) -> str:
     """The report without measured numbers: those depend on the weights by right."""
     checker, make, options = SUBJECTS[subject]
-    torch.manual_seed(seed)
-    thing = make()
     another = contextlib.nullcontext() if machine is None else Rounding(machine)
     with another, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the subjects' own
-        report = getattr(check, checker)(thing, **options)
+        torch.manual_seed(seed)
+        report = getattr(check, checker)(make(), **options)
     # Where an error was raised: under Rounding, that is in another file.
     text = re.sub(r"look at: \w+, line \d+", "look at: #", str(report))
     return re.sub(r"\d+\.\d+(e[+-]?\d+)?", "#", text)

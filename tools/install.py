@@ -8,6 +8,7 @@ Run by every make target, and by hand where there is no make. A second run compa
 one hash and ends: it installs nothing and needs no network.
 """
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -45,8 +46,7 @@ ENVIRONMENTS = {
     "colab": (ROOT / ".venv-colab", (*COLAB, *PINS)),
     "floors": (
         ROOT / ".venv-floors",
-        # Upgrade: what is there already would otherwise stay, though a floor has sunk.
-        ("--editable", ".[test]", "--resolution", "lowest-direct", "--upgrade"),
+        ("--editable", ".[test]", "--resolution", "lowest-direct"),
     ),
 }
 
@@ -92,7 +92,7 @@ def create(folder: Path) -> None:
 
 
 def install(venv: Path, wanted: tuple[str, ...]) -> None:
-    """Install with uv, which is ten times faster than pip, or else with pip."""
+    """Install with uv, which is much faster than pip, or else with pip."""
     pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     # The system's certificates, as pip uses them.
     environment = os.environ | {"UV_SYSTEM_CERTS": "1"}
@@ -101,10 +101,13 @@ def install(venv: Path, wanted: tuple[str, ...]) -> None:
     try:  # uv lives in .venv, whichever environment it fills
         subprocess.check_call([python(VENV), *pip, "uv", *PINS], cwd=ROOT)
         subprocess.check_call(uv, cwd=ROOT, env=environment)
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.CalledProcessError) as error:
         if "--resolution" in wanted:
             raise  # pip cannot look for the lowest versions
-        print("uv does not work here. pip takes longer and ignores UV_TORCH_BACKEND.")
+        print(
+            f"uv does not work here ({error}). pip takes longer and ignores "
+            f"UV_TORCH_BACKEND."
+        )
         subprocess.check_call([python(venv), *pip, *wanted], cwd=ROOT)
 
 
@@ -136,4 +139,6 @@ def main(name: str = "dev") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("name", nargs="?", default="dev", choices=ENVIRONMENTS)
+    main(parser.parse_args().name)

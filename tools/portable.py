@@ -1,17 +1,21 @@
 """Run all tests and chapters as other machines would, and show where they differ.
 
-    python tools/portable.py [--only MACHINE] [--jobs 2] [TEST ...]
+    python tools/portable.py [--only MACHINE] [--all] [TEST ...]
 
 `tests/machines.py` lists the machines. Prints a table, a row a file and a column a
-machine, then every test or cell that failed somewhere. A machine whose arithmetic is
-that of an earlier one is not run twice. What a run gave is kept in _build/portable: a
-second call goes on where the first was stopped, unless a file has changed since.
+machine, then every test or cell that failed somewhere, and how many cells are not
+compared; every single outcome goes into _build/portable/outcomes.tsv. A machine on
+which a probe computes the same bits as on an earlier one is left out, unless `--all`
+asks for it. What a run gave is kept: a second call goes on where the first was stopped,
+unless a file of the project or an installed version has changed since.
 """
 
 import argparse
 import collections
 import hashlib
+import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,42 +24,44 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "_build" / "portable"
-WHAT_COUNTS = ("minivit", "tests", "book", "tools", "pyproject.toml", "constraints.txt")
 
 sys.path.insert(0, str(ROOT / "tests"))
-from machines import MACHINES, environment, twin  # noqa: E402
+from machines import MACHINES, can_be_played, environment, twin  # noqa: E402
+
+Outcomes = dict[str, str]  # of each test: passed, failed or skipped
 
 
 def fingerprint() -> str:
-    """What the records depend on: every file of the project that a test may read."""
+    """What the records depend on: the files of the project, and what is installed."""
+    list_files = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.check_output(list_files, cwd=ROOT, text=True).split("\0")
     hasher = hashlib.sha256(sys.version.encode())
-    for name in WHAT_COUNTS:
-        top = ROOT / name
-        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            if path.is_file() and "__pycache__" not in path.parts:
-                hasher.update(str(path.relative_to(ROOT)).encode())
-                hasher.update(path.read_bytes())
+    for name in filter(None, sorted(names)):
+        if (ROOT / name).is_file():
+            hasher.update(name.encode() + (ROOT / name).read_bytes())
+    for one in sorted(importlib.metadata.distributions(), key=lambda d: d.name):
+        hasher.update(f"{one.name} {one.version}".encode())
     return hasher.hexdigest()
 
 
-def test(machine: str, tests: list[str], jobs: int) -> dict[str, str]:
-    """Run the tests on one machine; each test's outcome: passed, failed or skipped."""
-    if MACHINES[machine].get("OMP_NUM_THREADS", "1") != "1":
-        jobs = 1  # its threads need the cores
-    report = RECORDS / f"{machine}.xml"
+def outcomes_on(machine: str, tests: list[str]) -> Outcomes:
+    """Run `make test` on one machine."""
+    report, log = RECORDS / f"{machine}.xml", RECORDS / f"{machine}.log"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-n", str(jobs)]
-    command += ["--dist", "loadfile", "--nbval", "--nbval-current-env"]
-    command += ["--nbval-cell-timeout", "300", "--junitxml", str(report), *tests]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment(machine),
-        stdout=(RECORDS / f"{machine}.log").open("w", encoding="utf-8"),
-        stderr=subprocess.STDOUT,
-    )
-    if done.returncode not in (0, 1) or not report.exists():
-        sys.exit(f"{machine}: pytest ended with {done.returncode}; see {RECORDS}")
+    variables = environment(machine)
+    # Where tests have threads of their own, they need the cores.
+    jobs = 2 if variables["OMP_NUM_THREADS"] == "1" else 1
+    command = ["make", "test", f"TESTS={' '.join(tests)}", f"JOBS={jobs}"]
+    with log.open("w", encoding="utf-8") as file:
+        subprocess.run(
+            command,
+            cwd=ROOT,
+            env=variables | {"PYTEST_ADDOPTS": f'--junitxml="{report}"'},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    if not report.exists():
+        sys.exit(f"{machine}: no report was written; see {log.relative_to(ROOT)}")
     outcomes = {}
     for case in ET.parse(report).iter("testcase"):
         kinds = {child.tag for child in case}
@@ -66,7 +72,7 @@ def test(machine: str, tests: list[str], jobs: int) -> dict[str, str]:
     return outcomes
 
 
-def recorded(machine: str, tests: list[str], jobs: int) -> dict[str, str]:
+def recorded(machine: str, tests: list[str]) -> Outcomes:
     """The outcomes of an earlier call, if nothing has changed since, or new ones."""
     record = RECORDS / f"{machine}.json"
     key = [fingerprint(), tests]
@@ -76,13 +82,13 @@ def recorded(machine: str, tests: list[str], jobs: int) -> dict[str, str]:
             return known["outcomes"]
     print(f"{machine} ...", end=" ", flush=True)
     start = time.monotonic()
-    outcomes = test(machine, tests, jobs)
+    outcomes = outcomes_on(machine, tests)
     print(f"{time.monotonic() - start:.0f} s", flush=True)
     record.write_text(json.dumps({"key": key, "outcomes": outcomes}), "utf-8")
     return outcomes
 
 
-def table(results: dict[str, dict[str, str]]) -> str:
+def table(results: dict[str, Outcomes]) -> str:
     """How many passed in each file on each machine; below, what failed anywhere."""
     files: dict[str, dict[str, collections.Counter[str]]] = {}
     for machine, outcomes in results.items():
@@ -95,40 +101,62 @@ def table(results: dict[str, dict[str, str]]) -> str:
         cells = ""
         for machine in results:
             count = rows.get(machine, collections.Counter())
-            cell = f"{count['passed']}/{count.total()}"
-            cells += f"  {cell + (' FAILED' if count['failed'] else ''):>14}"
+            failed = f" {count['failed']} FAILED" if count["failed"] else ""
+            cells += f"  {str(count['passed']) + failed:>14}"
         lines.append(f"{file:{width}}{cells}")
-    failed = {
-        n for o in results.values() for n, outcome in o.items() if outcome == "failed"
-    }
-    for name in sorted(failed):
+    for name in sorted({name for outcomes in results.values() for name in outcomes}):
         where = [m for m in results if results[m].get(name) == "failed"]
-        lines.append(f"FAILED {name}: {', '.join(where)}")
+        if where:
+            lines.append(f"FAILED {name}: {', '.join(where)}")
     return "\n".join(lines)
+
+
+def not_compared() -> str:
+    """How many cells carry a tag that says why nobody compares what they print."""
+    tags = collections.Counter(
+        tag
+        for path in ROOT.glob("book/*.ipynb")
+        for cell in json.loads(path.read_text("utf-8"))["cells"]
+        for tag in cell["metadata"].get("tags", [])
+        if tag.startswith("varies-")
+    )
+    return "Cells not compared: " + ", ".join(f"{n} {tag}" for tag, n in tags.items())
+
+
+def every_outcome(results: dict[str, Outcomes]) -> str:
+    """A line a test or cell, a column a machine."""
+    names = sorted({name for outcomes in results.values() for name in outcomes})
+    lines = [["", *results]]
+    lines += [[n, *(o.get(n, "") for o in results.values())] for n in names]
+    return "".join("\t".join(line) + "\n" for line in lines)
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", action="append", choices=MACHINES, metavar="MACHINE")
-    parser.add_argument("--jobs", type=int, default=2, help="processes of tests")
+    parser.add_argument("--all", action="store_true", help="also what computes alike")
     parser.add_argument("tests", nargs="*", default=["tests", "book"])
     given = parser.parse_args(argv)
     RECORDS.mkdir(parents=True, exist_ok=True)
     results = {}
     for machine in given.only or MACHINES:
-        same = None if given.only else twin(machine)
-        if same == "impossible":
-            print(f"{machine}: this processor cannot play it")
-        elif same:
-            print(f"{machine}: computes as '{same}' does here, bit for bit")
+        if not can_be_played(machine):
+            print(f"{machine}: this processor lacks the instructions")
+        elif not (given.only or given.all) and (same := twin(machine)):
+            print(f"{machine}: left out, a probe computes the same bits as on {same!r}")
         else:
-            results[machine] = recorded(machine, given.tests, given.jobs)
-    text = table(results)
-    print(text)
-    (RECORDS / "table.txt").write_text(text + "\n", "utf-8")
+            results[machine] = recorded(machine, given.tests)
+    if not results:
+        return 1
+    print(table(results))
+    print(not_compared())
+    (RECORDS / "outcomes.tsv").write_text(every_outcome(results), "utf-8")
     failed = any("failed" in outcomes.values() for outcomes in results.values())
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
+    # Makes below this one begin afresh.
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
+        os.environ.pop(name, None)
     sys.exit(main(sys.argv[1:]))

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .properties import change_of, negligible
-from .report import Finding
+from .properties import change_of
+from .report import Finding, max_abs, negligible
 
 
 class _FirstTokens(torch.overrides.TorchFunctionMode):
@@ -53,7 +53,7 @@ def patch_footprints(
         )
         if gradient is None:
             return None, None
-        seen = ~negligible(gradient[0], gradient.abs().max())  # (C, height, width)
+        seen = ~negligible(gradient[0], max_abs(gradient))  # (C, height, width)
         if not seen.any():
             continue  # a token that is no patch
         if number * int(seen.sum()) != x[0].numel():

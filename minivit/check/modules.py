@@ -36,7 +36,6 @@ from .properties import (
     lost_branch,
     mask_finding,
     moved_copy,
-    negligible,
     no_activation,
     not_repeatable,
     order_matters,
@@ -53,7 +52,17 @@ from .properties import (
     without_positions,
     wrong_shape,
 )
-from .report import MASK_LINE, SOFTMAX_LINE, Finding, Report, close, run
+from .report import (
+    MASK_LINE,
+    SOFTMAX_LINE,
+    Finding,
+    Report,
+    close,
+    differs,
+    max_abs,
+    negligible,
+    run,
+)
 from .scores import positions_inside, without_projection, wrong_scores
 from .stream import broken_stream
 
@@ -109,9 +118,13 @@ def multi_head_attention(
 
         return call
 
-    x, memory = random_input(3, 5, dim).double(), random_input(3, 7, dim).double()
-    own = in_double(own, lambda m: call_on(m)(x, x, x))
-    x, memory = x.to(dtype_of(own)), memory.to(dtype_of(own))
+    def trial(m: Any, x: Tensor, memory: Tensor) -> None:
+        call_on(m)(x, x, x)
+        if mask_name is not None:
+            call_on(m)(x, x, x, _causal_mask(5))
+
+    x, memory = random_input(3, 5, dim), random_input(3, 7, dim)
+    own, x, memory = in_double(own, trial, x, memory)
     call = call_on(own)
 
     def self_call(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -252,9 +265,21 @@ def encoder_layer(
 
         return call
 
-    x = random_input(3, 5, dim).double()
-    own = in_double(own, lambda m: call_on(m)(x))
-    x = x.to(dtype_of(own))
+    pads = torch.zeros(3, 5, dtype=torch.bool)
+    pads[0, 3:], pads[1, 4:] = True, True
+
+    def pad_on(m: Any, x: Tensor) -> Tensor:
+        given = {padding_name or "": pads}
+        return flip(tensor_in(m(flip(x, batch_first), **given)), batch_first)
+
+    def trial(m: Any, x: Tensor) -> None:
+        call_on(m)(x)
+        if mask_name is not None:
+            call_on(m)(x, _causal_mask(5))
+        if padding_name is not None:
+            pad_on(m, x)
+
+    own, x = in_double(own, trial, random_input(3, 5, dim))
     call = call_on(own)
 
     def alone() -> Finding | None:
@@ -263,8 +288,8 @@ def encoder_layer(
         other[:, 3] += change_of(other[:, 3])
 
         def reaches_others(mask: Tensor) -> bool:
-            change = (call(x, mask) - call(other, mask)).abs().amax((0, 2))
-            return bool((change[[0, 1, 2, 4]] > 1e-5).any())
+            changed = changed_tokens(call(x, mask), call(other, mask))
+            return bool(changed[[0, 1, 2, 4]].any())
 
         hidden, visible = not reaches_others(mask), reaches_others(~mask)
         return mask_finding(torch.tensor(hidden), torch.tensor(visible)) or (
@@ -272,28 +297,22 @@ def encoder_layer(
         )
 
     def padding() -> Finding | None:
-        pads = torch.zeros(3, 5, dtype=torch.bool)
-        pads[0, 3:], pads[1, 4:] = True, True
         other = torch.where(pads[..., None], x + change_of(x), x)
-
-        def padded(t: Tensor) -> Tensor:
-            given = {padding_name or "": pads}
-            return flip(tensor_in(own(flip(t, batch_first), **given)), batch_first)
-
         seen = x.clone()
         seen[:, 0] += change_of(seen[:, 0])
-        hidden = close(padded(x)[~pads], padded(other)[~pads], 1e-4)
-        changes = (padded(x) - padded(seen))[:, 1:3].abs().amax((1, 2)) > 1e-6
+        out = pad_on(own, x)
+        hidden = close(out[~pads], pad_on(own, other)[~pads], 1e-4)
+        changes = differs(out, pad_on(own, seen))[:, 1:3].flatten(1).any(1)  # (B,)
         finding = mask_finding(torch.tensor(hidden), changes)
         return finding and replace(finding, check="padding")
 
     def attends() -> Finding | None:
         other = x.clone()
         other[:, 3] += change_of(other[:, 3])
-        change = (call(x) - call(other)).abs().amax((0, 2))
-        if bool((change[3 if causal else 0 :] > 1e-6).all()):
+        changed = changed_tokens(call(x), call(other))
+        if bool(changed[3 if causal else 0 :].all()):
             return built_in_mask(call, x, causal)
-        if bool((change[4:] > 1e-6).all()):
+        if bool(changed[4:].all()):
             return built_in_mask(call, x, causal)
         return Finding(
             "attention",
@@ -356,8 +375,13 @@ def hidden_key(call: Callable[..., Tensor], x: Tensor) -> Finding | None:
     mask[3, 3] = True
     other = x.clone()
     other[:, 3] += change_of(other[:, 3])
-    change = (call(x, mask) - call(other, mask)).abs().amax((0, 2))
-    return mask_finding(change[[0, 1, 2, 4]] < 1e-5, change[3] > 1e-5)
+    changed = changed_tokens(call(x, mask), call(other, mask))
+    return mask_finding(~changed[[0, 1, 2, 4]], changed[3])
+
+
+def changed_tokens(before: Tensor, after: Tensor) -> Tensor:
+    """Which tokens (L,) of outputs (B, L, E) differ in any sample and feature."""
+    return differs(before, after).any(-1).any(0)
 
 
 @torch.no_grad()
@@ -385,7 +409,7 @@ def built_in_mask(
     """Whether the first tokens see the last, which they must unless it is causal."""
     other = x.clone()
     other[:, 3:] += change_of(other[:, 3:])
-    sees = (call(x) - call(other)).abs().amax((0, 2))[:3] > 1e-6
+    sees = changed_tokens(call(x), call(other))[:3]
     if (bool(sees.all()) and not causal) or (not bool(sees.any()) and causal):
         return None
     return Finding(
@@ -408,7 +432,7 @@ def roles(
     other = memory + change_of(memory)
     base = call(x, memory, memory)
     if not all(
-        bool(((base - new).abs() > 1e-6).any())
+        bool(differs(base, new).any())
         for new in (
             call(x + change_of(x), memory, memory),
             call(x, other, memory),
@@ -466,7 +490,7 @@ def decoder_layer(
     check_means(mask_means)
     dim = embed_dim or width_of(layer)
     own = moved_copy(layer)
-    x, memory = random_input(3, 5, dim).double(), random_input(3, 7, dim).double()
+    x, memory = random_input(3, 5, dim), random_input(3, 7, dim)
     masking = Masking(mask_means, mask_dims)
 
     def call_on(m: Any) -> Callable[..., Tensor]:
@@ -486,15 +510,19 @@ def decoder_layer(
 
         return call
 
-    own = in_double(own, lambda m: call_on(m)(x))
-    x, memory = x.to(dtype_of(own)), memory.to(dtype_of(own))
+    def trial(m: Any, x: Tensor, memory: Tensor) -> None:
+        mask = None if mask_name is None else _causal_mask(5)
+        hides = None if memory_mask_name is None else torch.ones(5, 7).bool()
+        call_on(m)(x, memory=memory)
+        call_on(m)(x, mask, memory, hides)
+
+    own, x, memory = in_double(own, trial, x, memory)
     call = call_on(own)
 
     def cross() -> Finding | None:
         other = memory.clone()
         other[:, 4] += change_of(other[:, 4])
-        change = (call(x) - call(x, memory=other)).abs().amax((0, 2))
-        if bool((change > 1e-6).all()):
+        if bool(changed_tokens(call(x), call(x, memory=other)).all()):
             return None
         return Finding(
             "memory",
@@ -511,9 +539,9 @@ def decoder_layer(
         other[:, 4] += change_of(other[:, 4])
         seen[:, 2] += change_of(seen[:, 2])
         out = call(x, memory=memory, memory_mask=mask)
-        hidden = (out - call(x, memory=other, memory_mask=mask)).abs().amax()
-        visible = (out - call(x, memory=seen, memory_mask=mask)).abs().amax()
-        finding = mask_finding(hidden < 1e-5, visible > 1e-6)
+        leaks = differs(out, call(x, memory=other, memory_mask=mask)).any()
+        visible = differs(out, call(x, memory=seen, memory_mask=mask)).any()
+        finding = mask_finding(~leaks, visible)
         if finding is None:
             return None
         return Finding(
@@ -603,7 +631,7 @@ def transformer(
     src[:, 1] = usable[1]
     src[:, 2] = usable[2]
     tgt[:, 0], tgt[:, 1], tgt[:, 2] = usable[0], usable[1], usable[2]
-    own = in_double(own, lambda m: m(src, tgt))
+    (own,) = in_double(own, lambda m: m(src, tgt))
 
     def call(src: Tensor, tgt: Tensor) -> Tensor:
         return tensor_in(own(src, tgt))
@@ -781,8 +809,8 @@ def transformer(
                     tensor_in(eval_copy(model, dtype_of(own))(src, tgt)), fresh, slack
                 ),
             ),
-            ("overfit", lambda: cannot_overfit(model, (src, tgt), labels())),
         ],
+        last=[("overfit", lambda: cannot_overfit(model, (src, tgt), labels()))],
     )
 
 
@@ -829,9 +857,8 @@ def vit(
     channels = in_channels or getattr(model, "in_channels", 3)
     classes = size_of(model, "num_classes", num_classes)
     own = moved_copy(model)
-    x = random_input(2, channels, height, width).double()
-    own = in_double(own, lambda m: m(x))
-    x = x.to(dtype_of(own))
+    x = random_input(2, channels, height, width)
+    own, x = in_double(own, lambda m, x: m(x), x)
 
     def call(x: Tensor) -> Tensor:
         return tensor_in(own(x))
@@ -884,7 +911,7 @@ def vit(
         out = call(image)
         direction = change_of(out)
         (gradient,) = torch.autograd.grad((out * direction).sum(), image)
-        dead = int(negligible(gradient, gradient.abs().max()).sum())
+        dead = int(negligible(gradient, max_abs(gradient)).sum())
         if dead <= image.numel() // 1000:
             return None
         return Finding(
@@ -957,6 +984,6 @@ def vit(
                     tensor_in(eval_copy(model, x.dtype)(x)), fresh
                 ),
             ),
-            ("overfit", lambda: cannot_overfit(model, (x.float(),), labels)),
         ],
+        last=[("overfit", lambda: cannot_overfit(model, (x.float(),), labels))],
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..attention import MultiHeadAttention
 from ..attention import causal_mask as _causal_mask
-from .report import MASK_LINE, Finding, close
+from .report import MASK_LINE, Finding, close, max_abs, negligible
 
 
 def check_means(mask_means: str) -> None:
@@ -60,21 +60,30 @@ def moved_copy(module: Any) -> Any:
     return own
 
 
-def in_double(own: Any, trial: Callable[[Any], Any]) -> Any:
-    """Copy a module in float64, where what is zero in theory is far below all else.
+def in_double(own: Any, trial: Callable[..., Any], *inputs: Tensor) -> Any:
+    """Turn a module's copy and its inputs to float64, where rounding decides nothing.
 
-    As it is where that cannot be: code that makes numbers of its own type as it runs,
-    or a model so large that it would take too long. `trial` calls a module once.
+    They stay as they are, in float32, where that cannot be: code that makes numbers of
+    a type of its own, or a model so large that it would take too long.
+
+    Args:
+        own: the copy.
+        trial: called with the module and the inputs, calls it in every way that the
+            checks will.
+        inputs: float32.
+
+    Returns:
+        The module and the inputs.
     """
     if not isinstance(own, nn.Module) or is_large(own):
-        return own
-    exact = copy_of(own).double()
+        return own, *inputs
+    exact, doubles = copy_of(own).double(), [x.double() for x in inputs]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            trial(exact)
+            trial(exact, *doubles)
     except Exception:  # of any kind: the checks will say it of the module as it is
-        return own
-    return exact
+        return own, *inputs
+    return exact, *doubles
 
 
 def is_large(own: nn.Module) -> bool:
@@ -84,19 +93,6 @@ def is_large(own: nn.Module) -> bool:
 def dtype_of(own: Any) -> torch.dtype:
     weights = own.parameters() if isinstance(own, nn.Module) else ()
     return next((p.dtype for p in weights if p.is_floating_point()), torch.float32)
-
-
-def negligible(t: Tensor, beside: Tensor | float) -> Tensor:
-    """Where numbers are as good as zero beside others, so that rounding explains them.
-
-    In float64, rounding stays some six orders of magnitude below that share.
-    """
-    share = 1e-10 if t.dtype == torch.float64 else 1e-6
-    return t.abs() <= share * beside
-
-
-def size(t: Tensor) -> float:
-    return float(t.abs().max())
 
 
 def without_positions(own: Any, *, tokens: bool = False) -> Any:
@@ -226,7 +222,7 @@ def not_repeatable(
     with torch.no_grad():
         before = call()
         again = call()
-        if not torch.allclose(before, again, rtol=1e-4, atol=1e-5):
+        if not close(before, again, 1e-4):
             return Finding(
                 "repeatable",
                 "the same input gives another output the second time, in eval mode",
@@ -235,7 +231,7 @@ def not_repeatable(
             )
         if other is not None:
             other()
-            if not torch.allclose(before, call(), rtol=1e-4, atol=1e-5):
+            if not close(before, call(), 1e-4):
                 return Finding(
                     "repeatable",
                     "a call changes the result of a later one",
@@ -404,7 +400,18 @@ def half_overflow(own: Any, call: Callable[..., Tensor], x: Tensor) -> Finding |
 def unreached(
     own: Any, call: Callable[[], Tensor], *, tables: bool = True, part: int = 0
 ) -> Finding | None:
-    """Look for parameters, or rows of a table of positions, that get no gradient."""
+    """Look for weights, or rows of weights, that get no gradient.
+
+    Shifts and gains are not judged one by one. A shift may do nothing by right: one
+    that is added to all keys moves all scores of a query alike, and the softmax takes
+    that away.
+
+    Args:
+        own: the module.
+        call: runs it.
+        tables: look at the rows of tables of positions.
+        part: of a linear map, 1 / part of the rows may die by chance, as with ReLU.
+    """
     if not isinstance(own, nn.Module):
         return None
     out = call()
@@ -419,72 +426,88 @@ def unreached(
         )
     maps = {id(m.weight) for m in own.modules() if isinstance(m, nn.Linear)}
     maps |= {id(p) for n, p in own.named_parameters() if "in_proj" in n}
-    sizes = gradient_sizes(own, out)
-    largest = max(
-        (float(s.max()) for s in sizes.values() if s is not None and s.numel()),
-        default=0.0,
-    )
+    gradients = gradient_sizes(own, out)
+    largest = max((max_abs(g) for g in gradients.values() if g is not None), default=0)
     for name, p in own.named_parameters():
-        size = sizes[name]
         if "mask_token" in name:
             continue  # serves pre-training only
-        if size is None:
+        gradient = gradients[name]
+        if gradient is None:
             return Finding(
                 "gradients",
                 f"no gradient reaches {name}",
                 "it is never used, or the graph is cut (detach, .data, no_grad)",
                 f"where {name} is used",
             )
-        if p.ndim < 2 or not p.numel():
-            # A shift may do nothing by right: one that is added to all keys moves all
-            # scores of a query alike, and the softmax takes that away.
+        if is_vector(p) or is_shift(name) or not p.numel():
             continue
-        if negligible(size, largest).all():
+        if negligible(gradient, largest).all():
             return Finding(
                 "gradients",
                 f"the gradient of {name} is zero everywhere",
                 "what it makes is thrown away or multiplied by zero",
                 f"where {name} is used",
             )
-        rows = size.flatten(0, -2).sum(-1)
+        rows = gradient.flatten(0, -2).sum(-1)
         dead = negligible(rows, largest).nonzero().flatten().tolist()
-        named = "pos" in name and "rel" not in name and p.ndim in (2, 3)
-        # A table that is much too long is made for longer sequences.
-        few = dead and len(rows) > 1 and 4 * len(dead) <= len(rows)
-        if tables and named and few:
-            return Finding(
-                "gradients",
-                f"rows {dead[:4]} of {name} are never used",
-                "a token gets no position: CLS joined after the positions were "
-                "added, or the table is too long",
-                f"where {name} is added",
-            )
-        # ReLU lets a few rows die by chance: `part` says what is more than chance.
-        if id(p) in maps and len(dead) > 1 and part * len(dead) >= len(rows):
-            return Finding(
-                "gradients",
-                f"no gradient reaches {len(dead)} of the {len(rows)} rows of {name}",
-                "a part of what it makes is left out, as a head that is skipped",
-                f"the slices, and the loop over heads, after {name}",
-            )
+        finding = (tables and unused_positions(name, p, len(rows), dead)) or (
+            id(p) in maps and left_out(name, len(rows), dead, part)
+        )
+        if finding:
+            return finding
     return None
 
 
+def unused_positions(
+    name: str, p: Tensor, rows: int, dead: list[int]
+) -> Finding | None:
+    """Blame a table of positions for rows that nobody reads.
+
+    One that is much too long is made for longer sequences.
+    """
+    is_table = "pos" in name and "rel" not in name and p.ndim in (2, 3)
+    if not is_table or not dead or rows == 1 or 4 * len(dead) > rows:
+        return None
+    return Finding(
+        "gradients",
+        f"rows {dead[:4]} of {name} are never used",
+        "a token gets no position: CLS joined after the positions were "
+        "added, or the table is too long",
+        f"where {name} is added",
+    )
+
+
+def left_out(name: str, rows: int, dead: list[int], part: int) -> Finding | None:
+    """Blame a linear map for outputs that are not used, more than die by chance."""
+    if len(dead) < 2 or part * len(dead) < rows:
+        return None
+    return Finding(
+        "gradients",
+        f"no gradient reaches {len(dead)} of the {rows} rows of {name}",
+        "a part of what it makes is left out, as a head that is skipped",
+        f"the slices, and the loop over heads, after {name}",
+    )
+
+
 def gradient_sizes(own: nn.Module, out: Tensor) -> dict[str, Tensor | None]:
-    """The size of the gradient at each weight, summed over several directions."""
+    """Sum the sizes of each weight's gradients over several directions of the output.
+
+    In a single direction a gradient may vanish by chance.
+    """
     named = dict(own.named_parameters())
     g = torch.Generator().manual_seed(0)
-    total: list[Tensor | None] = [None] * len(named)
+    sizes: dict[str, Tensor | None] = dict.fromkeys(named)
     for _ in range(3):
         direction = torch.randn(out.shape, generator=g).to(out.dtype)
         gradients = torch.autograd.grad(
             out, list(named.values()), direction, retain_graph=True, allow_unused=True
         )
-        total = [
-            old if new is None else new.abs() if old is None else old + new.abs()
-            for old, new in zip(total, gradients, strict=True)
-        ]
-    return dict(zip(named, total, strict=True))
+        for name, gradient in zip(named, gradients, strict=True):
+            if gradient is not None:
+                before = sizes[name]
+                size = gradient.abs()
+                sizes[name] = size if before is None else before + size
+    return sizes
 
 
 def leaves(out: Tensor) -> list[Tensor]:
@@ -547,7 +570,7 @@ def no_activation(own: Any, call: Callable[[Any, float], Tensor]) -> Finding | N
         if is_shift(name) and is_vector(p) and p.numel() > 1:
             p.zero_()
     plus, minus = call(plain, 1.0), call(plain, -1.0)
-    if not close(plus, -minus, 1e-4) or float(plus.abs().max()) < 1e-3:
+    if not close(plus, -minus, 1e-4) or negligible(plus, 1.0).all():
         return None
     return Finding(
         "activation",
@@ -596,10 +619,11 @@ def unnormalised(own: Any, call: Callable[..., Tensor], x: Tensor) -> Finding | 
     plain = copy_of(own).double()
     x = x.double()
     near, far = (call(plain, c * x) for c in (1e3, 1e5))
-    if size(far) < 30 * size(near):
+    if max_abs(far) < 30 * max_abs(near):
         return None  # post-norm: the output does not grow with the input
-    if size(far - 1e5 * x) < 30 * size(near - 1e3 * x):
-        return None
+    added, more = max_abs(near - 1e3 * x), max_abs(far - 1e5 * x)
+    if more <= max(30 * added, 1e-6 * max_abs(far)):
+        return None  # what is added is normalised, or nothing
     one = copy_of(plain)
     silence(one)
     if not close(call(one, x), x, 1e-3):

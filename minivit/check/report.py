@@ -98,16 +98,20 @@ NOT_THEIRS = (
 
 Check = Callable[[], Finding | None]
 
-# Any mistake may keep a model from learning: said only where nothing else was found.
-FOLLOWS_FROM_OTHERS = {"overfit"}
 
+def run(
+    subject: str,
+    checks: Sequence[tuple[str, Check]],
+    last: Sequence[tuple[str, Check]] = (),
+) -> Report:
+    """Run the checks one by one, seeded; an exception is a finding, not a crash.
 
-def run(subject: str, checks: Sequence[tuple[str, Check]]) -> Report:
-    """Run the checks one by one, seeded; an exception is a finding, not a crash."""
+    Those that any mistake may fail come `last`, and only if nothing was found before.
+    """
     report = Report(subject)
-    for name, check in checks:
-        if report.findings and name in FOLLOWS_FROM_OTHERS:
-            continue
+    for name, check in [*checks, *last]:
+        if (name, check) in last and report.findings:
+            break
         report.checks.append(name)
         try:
             with torch.random.fork_rng(devices=[]):
@@ -137,14 +141,36 @@ def from_exception(name: str, error: Exception) -> Finding:
     return Finding(name, f"{type(error).__name__}: {text[:200]}", cause, where)
 
 
+def max_abs(t: Tensor) -> float:
+    return float(t.detach().abs().max()) if t.numel() else 0.0
+
+
 def close(a: Tensor, b: Tensor, tol: float = 1e-5) -> bool:
     """Whether two tensors agree, up to `tol` of their size.
 
-    Where both are nearly zero, rounding is all that is left of them: how much, the type
-    of their numbers says.
+    Below a certain size, differences count in absolute terms: what theory says is zero
+    comes out as rounding, which is no share of itself. float64 leaves less of it.
     """
     if a.shape != b.shape:
         return False
-    noise = 1e-3 if b.dtype == torch.float64 else 1.0
-    scale = max(float(b.detach().abs().max()), noise)
-    return bool(((a - b).abs() <= tol * scale).all())
+    least = 1e-3 if b.dtype == torch.float64 else 1.0
+    return bool(((a - b).abs() <= tol * max(max_abs(b), least)).all())
+
+
+def negligible(t: Tensor, beside: float) -> Tensor:
+    """Where numbers are as good as zero beside another, so that rounding explains them.
+
+    A rounding error is a share of 1e-16 in float64 and of 1e-7 in float32; a sum that
+    cancels leaves some hundreds of them.
+    """
+    share = 1e-10 if t.dtype == torch.float64 else 1e-6
+    return t.abs() <= share * beside
+
+
+def differs(a: Tensor, b: Tensor) -> Tensor:
+    """Where two results differ by more than rounding, for results of one size.
+
+    Parts of a model may compute in float32 even if the model is in float64.
+    """
+    share = 1e-7 if b.dtype == torch.float64 else 1e-5
+    return (a - b).abs() > share * max(max_abs(b), 1e-30)

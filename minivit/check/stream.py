@@ -5,16 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .properties import (
-    change_of,
-    copy_of,
-    is_shift,
-    is_vector,
-    leaves,
-    negligible,
-    tensor_in,
-)
-from .report import Finding
+from .properties import change_of, copy_of, is_shift, is_vector, leaves, tensor_in
+from .report import Finding, max_abs, negligible
 
 
 def broken_stream(own: Any, x: Tensor) -> Finding | None:
@@ -50,7 +42,7 @@ def broken_stream(own: Any, x: Tensor) -> Finding | None:
     reach = torch.autograd.grad(
         (out * direction).sum(), [*made, tokens], retain_graph=True, allow_unused=True
     )
-    if not any(map(_counts, reach)):
+    if not any(_counts(g, out) for g in reach):
         return Finding(
             "residual",
             "with silent layers nothing of the tokens reaches the logits",
@@ -60,13 +52,13 @@ def broken_stream(own: Any, x: Tensor) -> Finding | None:
     if reach[-1] is None or tokens.size(1) < 2:
         return None
     sizes = reach[-1][0].abs().sum(-1)  # (N,)
-    read = (~negligible(sizes, sizes.max())).nonzero().flatten().tolist()
+    read = (~negligible(sizes, max_abs(sizes))).nonzero().flatten().tolist()
     if len(read) != 1:
         return None
     (seen,) = torch.autograd.grad(
         tokens[0, read[0]].square().sum(), image, allow_unused=True
     )
-    if not _counts(seen):
+    if not _counts(seen, tokens):
         return None
     return Finding(
         "read",
@@ -76,9 +68,9 @@ def broken_stream(own: Any, x: Tensor) -> Finding | None:
     )
 
 
-def _counts(gradient: Tensor | None) -> bool:
-    """Whether a gradient is there at all; inputs and weights are of size one."""
-    return gradient is not None and not bool(negligible(gradient, 1.0).all())
+def _counts(gradient: Tensor | None, of: Tensor) -> bool:
+    """Whether the gradient of something is more than rounding beside its size."""
+    return gradient is not None and not bool(negligible(gradient, max_abs(of)).all())
 
 
 def _layers(own: nn.Module) -> list[nn.Module]:

@@ -340,3 +340,49 @@ class MaskRequired(nn.Module):
         scores = scores.masked_fill(mask.unsqueeze(1) == 0, -1e4)
         y = torch.matmul(scores.softmax(dim=-1), v)
         return self.linears[-1](y.transpose(1, 2).contiguous().view(*query.shape))
+
+
+@right("multi_head_attention", **sizes)
+class ShiftsOfHeads(nn.Module):
+    """Shifts of shape (H, D), as flax keeps them; that of the keys does nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps = nn.ModuleList([nn.Linear(E, E, bias=False) for _ in range(3)])
+        self.query_bias = nn.Parameter(torch.zeros(H, D))
+        self.key_bias = nn.Parameter(torch.zeros(H, D))
+        self.value_bias = nn.Parameter(torch.zeros(H, D))
+        self.out = nn.Linear(E, E)
+
+    def forward(self, query, key, value, mask=None):
+        inputs = zip(self.maps, (query, key, value), self.shifts(), strict=True)
+        q, k, v = (
+            (f(x).unflatten(-1, (H, D)) + shift).transpose(1, 2)
+            for f, x, shift in inputs
+        )
+        return self.out(self.mix(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    def shifts(self):
+        return self.query_bias, self.key_bias, self.value_bias
+
+    def mix(self, q, k, v, mask):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+@right("multi_head_attention", **sizes)
+class SoftmaxInFloat32(ShiftsOfHeads):
+    """Whatever the type of its weights, as Hugging Face does it."""
+
+    def mix(self, q, k, v, mask):
+        scores = (q @ k.mT * D**-0.5).float()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return scores.softmax(-1).to(q.dtype) @ v
+
+
+@right("multi_head_attention", **sizes)
+class OnlyInFloat32(ShiftsOfHeads):
+    """It cannot be checked in float64."""
+
+    def forward(self, query, key, value, mask=None):
+        return super().forward(query.float(), key.float(), value.float(), mask)
