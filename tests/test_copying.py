@@ -38,22 +38,27 @@ LIBRARIES = {"matplotlib", "safetensors", "sklearn", "timm", "torchvision", "tqd
 SMALL = "embed_dim=8, num_layers=1, num_heads=2, mlp_dim=16"
 DIGITS = "image_size=8, patch_size=4, in_channels=1, num_classes=10"
 
-# What is done with the files of each row, after its import.
+# What is done with the files of each row; MODULE is what the row imports from.
 USES = {
     "attention": """
+from MODULE import MultiHeadAttention
 layer, x = MultiHeadAttention(8, 2), torch.randn(3, 5, 8)
 output, weights = layer.attend(x, x, x)
 torch.testing.assert_close(layer(x, x, x), output)
 torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, 5))
 """,
     "positions": """
+from MODULE import sinusoidal_positions
 assert sinusoidal_positions(3, 4)[0].tolist() == [0, 1, 0, 1]
 """,
     "layers": """
+from MODULE import FeedForward
 layer, x = FeedForward(8, 16).eval(), torch.randn(2, 3, 8)
 torch.testing.assert_close(layer(x)[1], layer(x[1]))
 """,
     "generation": """
+from MODULE import greedy_search
+
 class Counting(torch.nn.Module):
     pad_id, max_len, tgt_vocab_size = 0, 9, 9
     encode = staticmethod(lambda src: src)
@@ -68,7 +73,7 @@ ids = greedy_search(Counting(), torch.ones(1, 1).long(), bos_id=1, eos_id=5, max
 assert ids.tolist() == [[2, 3, 4, 5]], ids
 """,
     "weights of other libraries": """
-from convert import to_torchvision
+from MODULE import from_torchvision, to_torchvision
 
 ours = torch.load("vit.pt")
 again = from_torchvision(to_torchvision(ours))
@@ -76,20 +81,23 @@ assert ours.keys() == again.keys()
 assert all(torch.equal(ours[name], again[name]) for name in ours)
 """,
     "data": """
+from MODULE import load_digits
 images, labels = load_digits()
 assert images.shape == (1797, 1, 8, 8) and labels.max() == 9
 """,
     "files of weights": """
-from checkpoint import save_weights
+from MODULE import load_weights, save_weights
 
 save_weights("a.safetensors", {"x": torch.arange(3.0)}, {"classes": ["a"]})
 weights, about = load_weights("a.safetensors")
 assert weights["x"].tolist() == [0, 1, 2] and about["classes"] == ["a"]
 """,
     "figures": """
+from MODULE import heatmap
 assert heatmap(torch.rand(2, 3), title="a").axes[0].get_title() == "a"
 """,
     "Transformer": f"""
+from MODULE import Transformer
 model = Transformer(src_vocab_size=9, tgt_vocab_size=7, max_len=9, {SMALL}).eval()
 src, tgt = torch.randint(1, 9, (2, 5)), torch.randint(1, 7, (2, 4))
 logits = model(src, tgt)
@@ -97,18 +105,21 @@ logits.sum().backward()
 torch.testing.assert_close(logits[:, :2], model(src, tgt[:, :2]))  # causal
 """,
     "ViT": f"""
+from MODULE import ViT
 model = ViT({DIGITS}, {SMALL})
 loss = F.cross_entropy(model(torch.rand(4, 1, 8, 8)), torch.arange(4))
 loss.backward()
 assert model.head.weight.grad.abs().sum() > 0
 """,
     "a look inside": f"""
+from MODULE import attention_maps
 from net.vit import ViT
 
 (weights,) = attention_maps(ViT({DIGITS}, {SMALL}).eval(), torch.rand(3, 1, 8, 8))
 torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, 5))
 """,
     "weights from ImageNet": """
+from MODULE import pretrained
 import torchvision.models._api
 from torchvision.models.vision_transformer import vit_b_16
 
@@ -120,6 +131,7 @@ assert torch.equal(model.head.weight, published["heads.head.weight"])
 assert model(torch.rand(1, 3, 32, 32)).shape == (1, 1000)
 """,
     "pictures": """
+from MODULE import load_pictures
 from pathlib import Path
 from PIL import Image
 
@@ -131,17 +143,20 @@ pictures = load_pictures("photographs", image_size=8, held_out=0.5)
 assert pictures.classes == ["blue", "red"] and len(pictures.held_out) == 4
 """,
     "training, a loop to read": """
+from MODULE import fit
 x = torch.randn(256, 4)
 model = torch.nn.Linear(4, 2)
 history = fit(model, (x, (x.sum(1) > 0).long()), epochs=8, lr=0.1)
 assert history["train_accuracy"][-1] > 0.9, history
 """,
     "training, the engine": f"""
+from MODULE import Recipe, run
 size = dict(patch_size=4, {SMALL})
 run(Recipe(data="digits", out="run", epochs=1, device="cpu", **size))
 assert {{"model.safetensors", "metrics.jsonl"}} <= {{*os.listdir("run")}}
 """,
     "a trained model": """
+from MODULE import load
 from PIL import Image
 
 model, classes, preprocess, about = load("vit_cifar10")
@@ -149,6 +164,7 @@ logits = model(preprocess(Image.new("RGB", (50, 40), "blue"))[None])
 assert logits.shape == (1, len(classes)) == (1, 10)
 """,
     "the checker": """
+import MODULE as check
 def mine(query, key, value, mask=None):
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
@@ -210,12 +226,12 @@ def test_all_rows_are_used():
 
 @pytest.mark.parametrize("row", ROWS)
 def test_row(row, tmp_path):
-    files, statement, libraries = ROWS[row]
+    module, files, libraries = ROWS[row]
     files = re.findall(r"`([\w./]+)`", files)
-    statement = statement.strip("`")
+    module = module.strip("`")
     libraries = {MODULES.get(name, name) for name in libraries.split(", ") if name}
     assert libraries <= LIBRARIES
-    above = statement.startswith("from net")  # floor 0
+    above = module.startswith("net.")  # floor 0
 
     folders = {}
     for left_out in [*files, ""]:
@@ -229,7 +245,7 @@ def test_row(row, tmp_path):
             torch.save(vit_ti_16(image_size=32).state_dict(), folder / "vit.pt")
     given = (
         {left_out: str(folder) for left_out, folder in folders.items()},
-        f"{statement}\n{USES[row]}",
+        USES[row].replace("MODULE", module),
         ["net", *(file.removesuffix(".py") for file in files)],
         ["minivit", *(LIBRARIES - libraries)],
         [*libraries],
