@@ -299,13 +299,13 @@ class MultiHeadAttention(nn.Module):
                     f"with nothing empty, got {tuple(x.shape)}"
                 )
         sizes = [x.size(0) for x in (*inputs.values(), *(cache or {}).values())]
-        if len(set(sizes)) > 1:
+        if any(size != sizes[0] for size in sizes):
             raise ValueError(
                 f"query, key, value and what a cache holds must share the batch size, "
                 f"got {', '.join(map(str, sizes))}"
             )
         lengths = [inputs[name].size(1) for name in ("key", "value") if name in inputs]
-        if len(set(lengths)) > 1:
+        if any(length != lengths[0] for length in lengths):
             raise ValueError(
                 f"key and value must have the same length, "
                 f"got {lengths[0]} and {lengths[1]}"

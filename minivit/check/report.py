@@ -142,7 +142,9 @@ def from_exception(name: str, error: Exception) -> Finding:
 
 
 def max_abs(t: Tensor) -> float:
-    return float(t.detach().abs().max()) if t.numel() else 0.0
+    """The largest finite magnitude; zero if there is none."""
+    finite = t.detach()[t.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def close(a: Tensor, b: Tensor, tol: float = 1e-5) -> bool:
