@@ -118,10 +118,9 @@ def multi_head_attention(
 
         return call
 
-    def trial(m: Any, x: Tensor, memory: Tensor) -> None:
-        call_on(m)(x, x, x)
-        if mask_name is not None:
-            call_on(m)(x, x, x, _causal_mask(5))
+    def trial(m: Any, x: Tensor, memory: Tensor) -> list[Tensor]:
+        mask = None if mask_name is None else _causal_mask(5)
+        return [call_on(m)(x, x, x), call_on(m)(x, x, x, mask)]
 
     x, memory = random_input(3, 5, dim), random_input(3, 7, dim)
     own, x, memory = in_double(own, trial, x, memory)
@@ -272,12 +271,10 @@ def encoder_layer(
         given = {padding_name or "": pads}
         return flip(tensor_in(m(flip(x, batch_first), **given)), batch_first)
 
-    def trial(m: Any, x: Tensor) -> None:
-        call_on(m)(x)
-        if mask_name is not None:
-            call_on(m)(x, _causal_mask(5))
-        if padding_name is not None:
-            pad_on(m, x)
+    def trial(m: Any, x: Tensor) -> list[Tensor]:
+        mask = None if mask_name is None else _causal_mask(5)
+        padded = [] if padding_name is None else [pad_on(m, x)]
+        return [call_on(m)(x), call_on(m)(x, mask), *padded]
 
     own, x = in_double(own, trial, random_input(3, 5, dim))
     call = call_on(own)
@@ -510,11 +507,14 @@ def decoder_layer(
 
         return call
 
-    def trial(m: Any, x: Tensor, memory: Tensor) -> None:
+    some = torch.ones(5, 7, dtype=torch.bool)
+    some[:, 4] = False
+
+    def trial(m: Any, x: Tensor, memory: Tensor) -> list[Tensor]:
         mask = None if mask_name is None else _causal_mask(5)
-        hides = None if memory_mask_name is None else torch.ones(5, 7).bool()
-        call_on(m)(x, memory=memory)
-        call_on(m)(x, mask, memory, hides)
+        memory_mask = None if memory_mask_name is None else some
+        call = call_on(m)
+        return [call(x, memory=memory), call(x, mask, memory, memory_mask)]
 
     own, x, memory = in_double(own, trial, x, memory)
     call = call_on(own)
@@ -533,14 +533,12 @@ def decoder_layer(
         )
 
     def memory_mask() -> Finding | None:
-        mask = torch.ones(5, 7, dtype=torch.bool)
-        mask[:, 4] = False
         other, seen = memory.clone(), memory.clone()
         other[:, 4] += change_of(other[:, 4])
         seen[:, 2] += change_of(seen[:, 2])
-        out = call(x, memory=memory, memory_mask=mask)
-        leaks = differs(out, call(x, memory=other, memory_mask=mask)).any()
-        visible = differs(out, call(x, memory=seen, memory_mask=mask)).any()
+        out = call(x, memory=memory, memory_mask=some)
+        leaks = differs(out, call(x, memory=other, memory_mask=some)).any()
+        visible = differs(out, call(x, memory=seen, memory_mask=some)).any()
         finding = mask_finding(~leaks, visible)
         if finding is None:
             return None
@@ -631,7 +629,12 @@ def transformer(
     src[:, 1] = usable[1]
     src[:, 2] = usable[2]
     tgt[:, 0], tgt[:, 1], tgt[:, 2] = usable[0], usable[1], usable[2]
-    (own,) = in_double(own, lambda m: m(src, tgt))
+
+    def trial(m: Any) -> list[Tensor]:
+        longer = torch.cat([src, torch.full((3, 2), pad_id)], dim=1)
+        return [tensor_in(m(src, tgt)), tensor_in(m(longer, tgt))]
+
+    (own,) = in_double(own, trial)
 
     def call(src: Tensor, tgt: Tensor) -> Tensor:
         return tensor_in(own(src, tgt))
@@ -858,7 +861,7 @@ def vit(
     classes = size_of(model, "num_classes", num_classes)
     own = moved_copy(model)
     x = random_input(2, channels, height, width)
-    own, x = in_double(own, lambda m, x: m(x), x)
+    own, x = in_double(own, lambda m, x: [tensor_in(m(x))], x)
 
     def call(x: Tensor) -> Tensor:
         return tensor_in(own(x))

@@ -386,3 +386,13 @@ class OnlyInFloat32(ShiftsOfHeads):
 
     def forward(self, query, key, value, mask=None):
         return super().forward(query.float(), key.float(), value.float(), mask)
+
+
+@right("multi_head_attention", **sizes)
+class AddsAMaskInFloat32(ShiftsOfHeads):
+    """Beside float64 queries, some of torch's kernels misread such a mask."""
+
+    def mix(self, q, k, v, mask):
+        if mask is not None:
+            mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
