@@ -194,8 +194,11 @@ def test_accumulation_changes_nothing(tmp_path):
 
 
 def test_one_update_is_the_one_written_out(tmp_path):
-    """Against AdamW, clipping and the average by hand, from the same start."""
-    recipe = tiny(tmp_path, ema=0.5, clip=0.1, epochs=2, limit=256, warmup=0.0, lr=0.01)
+    """Against AdamW, clipping and the average by hand, from the same start.
+
+    Gradients grow from 0.43 to 0.59 here: some are clipped, which AdamW cannot undo.
+    """
+    recipe = tiny(tmp_path, ema=0.5, clip=0.5, epochs=2, limit=256, warmup=0.0, lr=0.01)
     run(recipe)
     found = trained_model(tmp_path)
 
@@ -219,7 +222,7 @@ def test_one_update_is_the_one_written_out(tmp_path):
             F.cross_entropy(model(images[rows]), train.labels[rows]).backward()
             norm = torch.stack([p.grad.norm() for p in named.values()]).norm()
             for p in named.values():
-                p.grad *= min(1.0, 0.1 / norm.item())
+                p.grad *= min(1.0, 0.5 / norm.item())
             optimizer.step()
             optimizer.zero_grad()
             now = {name: p.detach().clone() for name, p in named.items()}
