@@ -1,7 +1,7 @@
 """A ViT with the weights that torchvision offers: trained on ImageNet, downloaded once.
 
-Copy this file together with vit.py, transformer.py, attention.py, positions.py,
-layers.py and convert.py into one folder; it needs torchvision beside torch.
+Copy this file together with vit.py, encoder.py, attention.py, layers.py, positions.py
+and convert.py into one folder; it needs torchvision beside torch.
 
 Letters for shapes: B batch, K classes.
 """

@@ -334,7 +334,7 @@ OTHERS = {
     "layer scale here": (
         lambda: ours(**TINY, layer_scale=0.1),
         to_torchvision,
-        ["encoder.layers.0.branch1.0.weight"],
+        ["encoder.layers.0.scale1.weight"],
     ),
     "grey images": (
         lambda: ours(**TINY, in_channels=1),

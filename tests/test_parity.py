@@ -386,9 +386,9 @@ def test_encoder(dtype, mode, dropout, norm_first, final_norm):
     theirs = randomise(theirs.to(dtype))
     ours = Encoder(
         E,
+        2,
         H,
         MLP,
-        num_layers=2,
         dropout=dropout,
         norm_first=norm_first,
         final_norm=final_norm,
@@ -420,9 +420,9 @@ def test_decoder(dtype, mode, dropout, norm_first, final_norm):
     theirs = randomise(nn.TransformerDecoder(layer, 2, norm=norm).to(dtype))
     ours = Decoder(
         E,
+        2,
         H,
         MLP,
-        num_layers=2,
         dropout=dropout,
         norm_first=norm_first,
         final_norm=final_norm,
@@ -444,7 +444,7 @@ def test_decoder(dtype, mode, dropout, norm_first, final_norm):
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_stacks_end_with_a_norm_exactly_when_pre_norm_leaves_them_without(norm_first):
     for stack in (Encoder, Decoder):
-        norm = stack(E, H, MLP, num_layers=1, norm_first=norm_first).norm
+        norm = stack(E, 1, H, MLP, norm_first=norm_first).norm
         assert isinstance(norm, LayerNorm) == norm_first
 
 

@@ -89,12 +89,12 @@ def test_decoder_reads_the_whole_source():
 
 
 def test_drop_path_grows_with_depth():
-    stack = Encoder(8, 2, 12, num_layers=5, drop_path=0.4)
+    stack = Encoder(8, 5, 2, 12, drop_path=0.4)
     found = []
     for layer in stack.layers:
-        steps = {step.p for step in [*layer.branch1, *layer.branch2]}
-        found.append(steps.pop() if steps else 0.0)
-        assert not steps
+        one, two = layer.dropout1[1], layer.dropout2[1]
+        assert one.p == two.p
+        found.append(one.p)
     assert found == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 

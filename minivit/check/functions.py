@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import generate as _generate
-from .. import transformer as _transformer
+from .. import generation
 from .. import vit as _vit
 from ..attention import attention as _attend
 from ..attention import causal_mask as _causal_mask
+from ..transformer import Transformer
 from .properties import (
     change_of,
     changed_in_place,
@@ -1053,9 +1053,9 @@ def generate(
     """
     bos, eos, pad = 1, 2, 0
 
-    def model(seed: int, dropout: float = 0.0) -> _transformer.Transformer:
+    def model(seed: int, dropout: float = 0.0) -> Transformer:
         torch.manual_seed(seed)
-        m = _transformer.Transformer(
+        m = Transformer(
             src_vocab_size=9,
             tgt_vocab_size=9,
             embed_dim=16,
@@ -1085,7 +1085,7 @@ def generate(
     def values() -> Finding | None:
         for seed in range(4):
             m = model(seed)
-            got, want = write(m), _generate.greedy_search(m, src, **options)
+            got, want = write(m), generation.greedy_search(m, src, **options)
             if same(got, want):
                 continue
             if bool((got[:, 0] == bos).all()):
@@ -1139,7 +1139,7 @@ def generate(
 
     def eval_mode() -> Finding | None:
         m = model(0, dropout=0.5)
-        want = _generate.greedy_search(m, src, **options)
+        want = generation.greedy_search(m, src, **options)
         m.train()
         results = [write(m) for _ in range(3)]
         if all(same(got, want) for got in results):

@@ -1,7 +1,7 @@
 """A trained model at work; also python -m minivit.predict vit_cifar10 photograph.jpg.
 
-Copy this folder together with checkpoint.py, images.py, data.py, vit.py,
-transformer.py, attention.py, positions.py and layers.py into one folder, and weights/
+Copy this folder together with checkpoint.py, images.py, data.py, vit.py, encoder.py,
+attention.py and layers.py into one folder, and weights/
 for the models that travel with it; it needs torchvision and safetensors beside torch,
 and scikit-learn and tqdm to measure.
 

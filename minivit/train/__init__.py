@@ -4,7 +4,7 @@
 one device or many: `python -m minivit.train --help`.
 
 Copy this folder together with data.py, images.py, checkpoint.py, plots.py, vit.py,
-transformer.py, attention.py, positions.py and layers.py into one folder; it needs tqdm,
+encoder.py, attention.py and layers.py into one folder; it needs tqdm,
 safetensors, torchvision, scikit-learn and matplotlib beside torch. `loop.py` alone
 needs data.py and tqdm.
 """

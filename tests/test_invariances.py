@@ -69,8 +69,7 @@ def vit(seed=0, mode="eval", **changes):
 
 
 def encoder(seed=0, mode="eval", **changes):
-    arguments = {"num_layers": 2, "dropout": 0.3, **changes}
-    return prepare(Encoder(8, 2, 12, **arguments), seed, mode)
+    return prepare(Encoder(8, 2, 2, 12, **{"dropout": 0.3, **changes}), seed, mode)
 
 
 def run(module, *inputs, **named):
@@ -350,7 +349,7 @@ MODELS = {
     ),
     "encoder": (encoder, lambda: (torch.randn(2, 5, 8),)),
     "decoder": (
-        lambda *a: prepare(Decoder(8, 2, 12, num_layers=2, dropout=0.3), *a),
+        lambda *a: prepare(Decoder(8, 2, 2, 12, dropout=0.3), *a),
         lambda: (torch.randn(2, 4, 8), torch.randn(2, 5, 8)),
     ),
     "encoder layer": (

@@ -1,7 +1,7 @@
 """Looking inside: what attends to what, and whether that means anything.
 
-Copy this file together with vit.py, transformer.py, attention.py, positions.py and
-layers.py into one folder.
+Copy this file together with vit.py, encoder.py, attention.py and layers.py into one
+folder.
 
 Letters for shapes: B batch, H heads, L queries, S keys, N patches, E embed, C channels.
 """

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minivit import MultiHeadAttention, Transformer, ViT, patchify
-from minivit.explain import (
+from minivit.inside import (
     attention_maps,
     cls_attention,
     deletion_curve,
