@@ -105,6 +105,7 @@ def padding_mask(lengths: Tensor, max_len: int | None = None) -> Tensor:
     tensor([[ True, False, False],
             [ True,  True,  True]])
     """
+    lengths = torch.as_tensor(lengths)
     if lengths.dim() != 1 or lengths.dtype not in (torch.int32, torch.int64):
         came = f"{lengths.dtype} {tuple(lengths.shape)}"
         raise TypeError(f"lengths must be integers of shape (B,), got {came}")
@@ -167,7 +168,11 @@ class MultiHeadAttention(nn.Module):
             key: (B, S, E); None if a cache holds all keys already.
             value: (B, S, E); None likewise.
             mask: bool, broadcastable to (B, H, L, S); True = may look.
-            cache: keys and values of earlier calls, see `project`; S counts them too.
+            cache: a dict for this module that lives as long as one decoding, empty at
+                first. It collects keys and values, and S counts all that it holds.
+                Self-attention hands over the newest tokens at each step;
+                cross-attention hands over the memory once, and None from then on (the
+                memory again would stand in the cache twice).
 
         Returns:
             (B, L, E).
@@ -184,6 +189,8 @@ class MultiHeadAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
         )
+        if cache is not None:
+            cache.update(key=k, value=v)
         return self.out_proj(self._merge(mixed))
 
     def attend(
@@ -223,15 +230,10 @@ class MultiHeadAttention(nn.Module):
             query: (B, L, E).
             key: (B, S, E); None if a cache holds all keys already.
             value: (B, S, E); None likewise.
-            cache: a dict that lives as long as one decoding, empty at first. New keys
-                and values are appended to what it holds, and all of it is returned.
-                Self-attention hands over the newest tokens at each step;
-                cross-attention hands over the memory once, and None from then on (the
-                memory again would stand in the cache twice).
+            cache: keys and values of earlier calls, which stand before the new ones.
 
         Returns:
-            (B, H, L, D), (B, H, S, D) and (B, H, S, D); with a cache, S counts all
-            that it holds.
+            (B, H, L, D), (B, H, S, D) and (B, H, S, D).
         """
         if cache and key is None and value is None:
             return self._linear(query, 0), cache["key"], cache["value"]
@@ -239,11 +241,9 @@ class MultiHeadAttention(nn.Module):
             q, k, v = map(self._split, self.in_proj(query).chunk(3, dim=-1))
         else:
             q, k, v = map(self._linear, (query, key, value), range(3))
-        if cache is not None:
-            if cache:
-                k = torch.cat([cache["key"], k], dim=-2)  # (B, H, S, D)
-                v = torch.cat([cache["value"], v], dim=-2)  # (B, H, S, D)
-            cache.update(key=k, value=v)
+        if cache:
+            k = torch.cat([cache["key"], k], dim=-2)  # (B, H, S, D)
+            v = torch.cat([cache["value"], v], dim=-2)  # (B, H, S, D)
         return q, k, v
 
     def _linear(self, x: Tensor, part: int) -> Tensor:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "attention_maps",
+    "attention_heads",
     "band",
     "confusion_matrix",
     "heatmap",
@@ -204,7 +204,7 @@ def heatmap(
     return ax.figure  # pyright: ignore[reportReturnType]
 
 
-def attention_maps(
+def attention_heads(
     weights: Tensor,
     *,
     queries: Sequence[str] | None = None,

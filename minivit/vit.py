@@ -306,5 +306,6 @@ def _pair(size: Size) -> tuple[int, int]:
 def _grid(image_size: Sequence[int], patch_size: int) -> tuple[int, int]:
     height, width = image_size
     if height % patch_size or width % patch_size:
-        raise ValueError(f"{height} x {width} is not divisible by {patch_size=}")
+        size = f"image size {height} x {width}"
+        raise ValueError(f"{size} must be divisible by {patch_size=}")
     return height // patch_size, width // patch_size

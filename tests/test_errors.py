@@ -451,10 +451,10 @@ PLOTS = [
     ("heat dims", lambda: plots.heatmap(zeros(1, 2, 3)), V, "(L, S)", "(1, 2, 3)"),
     ("rows", lambda: plots.heatmap(zeros(2, 3), rows="abc"), V, "2 rows", "3 labels"),
     ("columns", lambda: plots.heatmap(zeros(2, 3), columns="ab"), V, "3 columns", "2"),
-    ("maps", lambda: plots.attention_maps(zeros(2, 3)), V, "(H, L, S)", "(2, 3)"),
+    ("maps", lambda: plots.attention_heads(zeros(2, 3)), V, "(H, L, S)", "(2, 3)"),
     (
         "map titles",
-        lambda: plots.attention_maps(zeros(2, 3, 3), titles=["a"]),
+        lambda: plots.attention_heads(zeros(2, 3, 3), titles=["a"]),
         V,
         "2 maps",
         "1 titles",

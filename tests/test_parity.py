@@ -11,6 +11,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from models import randomise
 from torch import nn
 
 import minivit
@@ -44,14 +45,6 @@ def close(ours, theirs, tolerance, name="output"):
     torch.testing.assert_close(
         ours, theirs, atol=tolerance, rtol=tolerance, msg=lambda m: f"{name}: {m}"
     )
-
-
-def randomise(module):
-    """Give every parameter its own random part: initial zeros and ones hide errors."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return module
 
 
 @pytest.fixture(autouse=True)
