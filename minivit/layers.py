@@ -107,7 +107,7 @@ class FeedForward(nn.Module):
         return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
-class DropPath(nn.Module):
+class DropPath(nn.Dropout):
     """Drop a whole residual branch for some samples of the batch while training.
 
     What survives is divided by the probability of surviving, so that the mean stays.
@@ -116,17 +116,11 @@ class DropPath(nn.Module):
         p: probability of dropping the branch of a sample.
 
     Raises:
-        ValueError: p is not in [0, 1).
+        ValueError: p is not in [0, 1].
 
     Source:
         Huang et al. 2016, "Deep Networks with Stochastic Depth".
     """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        if not 0.0 <= p < 1.0:
-            raise ValueError(f"p must lie in [0, 1), got {p}")
-        self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop samples while training; hand x through otherwise.
@@ -139,9 +133,8 @@ class DropPath(nn.Module):
         """
         if self.p == 0.0 or not self.training:
             return x
-        keep = torch.rand(x.size(0), device=x.device) >= self.p  # (B,)
-        keep = keep.view(-1, *[1] * (x.dim() - 1))  # (B, 1, ..., 1)
-        return x * (keep / (1.0 - self.p)).to(x.dtype)
+        keep = x.new_ones(x.size(0), *[1] * (x.dim() - 1))  # (B, 1, ..., 1)
+        return x * F.dropout(keep, self.p)
 
 
 class LayerScale(nn.Module):

@@ -69,9 +69,11 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
         Dosovitskiy et al. 2021, section 3.1.
     """
     rows, columns = _grid(images.shape[2:], patch_size)
-    grid = images.unflatten(3, (columns, patch_size))  # (B, C, height, columns, P)
-    grid = grid.unflatten(2, (rows, patch_size))  # (B, C, rows, P, columns, P)
-    grid = grid.permute(0, 2, 4, 3, 5, 1)  # (B, rows, columns, P, P, C)
+    grid = (
+        images.unflatten(3, (columns, patch_size))  # (B, C, height, columns, P)
+        .unflatten(2, (rows, patch_size))  # (B, C, rows, P, columns, P)
+        .permute(0, 2, 4, 3, 5, 1)  # (B, rows, columns, P, P, C)
+    )
     return grid.flatten(3).flatten(1, 2)  # (B, N, P·P·C)
 
 
@@ -90,9 +92,11 @@ def unpatchify(patches: Tensor, patch_size: int, image_size: Size) -> Tensor:
         ValueError: the patch size does not divide the image size.
     """
     rows, columns = _grid(_pair(image_size), patch_size)
-    grid = patches.unflatten(2, (patch_size, patch_size, -1))  # (B, N, P, P, C)
-    grid = grid.unflatten(1, (rows, columns))  # (B, rows, columns, P, P, C)
-    grid = grid.permute(0, 5, 1, 3, 2, 4)  # (B, C, rows, P, columns, P)
+    grid = (
+        patches.unflatten(2, (patch_size, patch_size, -1))  # (B, N, P, P, C)
+        .unflatten(1, (rows, columns))  # (B, rows, columns, P, P, C)
+        .permute(0, 5, 1, 3, 2, 4)  # (B, C, rows, P, columns, P)
+    )
     return grid.flatten(4).flatten(2, 3)  # (B, C, height, width)
 
 
@@ -299,13 +303,13 @@ def vit_s_4(**changes: Any) -> ViT:
 
 
 def _pair(size: Size) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _grid(image_size: Sequence[int], patch_size: int) -> tuple[int, int]:
     height, width = image_size
     if height % patch_size or width % patch_size:
-        size = f"image size {height} x {width}"
-        raise ValueError(f"{size} must be divisible by {patch_size=}")
+        raise ValueError(
+            f"image size {height} x {width} must be divisible by {patch_size=}"
+        )
     return height // patch_size, width // patch_size

@@ -193,8 +193,8 @@ LAYERS = [
         "'swish'",
     ),
     ("mlp dropout", lambda: FeedForward(4, 4, dropout=1.5), V, "dropout", "1.5"),
-    ("drop path 1", lambda: DropPath(1.0), V, "[0, 1)", "1.0"),
-    ("drop path -1", lambda: DropPath(-0.5), V, "[0, 1)", "-0.5"),
+    ("drop path", lambda: DropPath(1.5), V, "between 0 and 1", "1.5"),
+    ("drop path -1", lambda: DropPath(-0.5), V, "between 0 and 1", "-0.5"),
 ]
 
 POSITIONS = [
@@ -357,7 +357,7 @@ IMAGES = [
     ("b16", lambda: minivit.vit_b_16(image_size=100), V, "100 x 100", "patch_size=16"),
     ("heads", lambda: vit(num_heads=3), V, "embed_dim=8", "num_heads=3"),
     ("dropout", lambda: vit(dropout=1.5), V, "dropout", "1.5"),
-    ("drop path", lambda: vit(num_layers=2, drop_path=1.0), V, "[0, 1)", "1.0"),
+    ("drop path", lambda: vit(num_layers=2, drop_path=1.5), V, "and 1", "1.5"),
     ("pool", lambda: vit(pool="max"), V, "'cls' or 'mean'", "'max'"),
     ("channels", lambda: vit()(zeros(1, 3, 8, 12)), V, "2, 8, 12", "(1, 3, 8, 12)"),
     ("other size", lambda: vit()(zeros(1, 2, 12, 8)), V, "2, 8, 12", "(1, 2, 12, 8)"),

@@ -26,6 +26,7 @@ FLOORS = {
     "transformer": 2,
     "vit": 2,
     "inside": 3,
+    "bundle": 3,
     "check": 3,
     "transfer": 3,
     "predict": 3,
