@@ -40,7 +40,7 @@ import torch
 from single import *
 torch.manual_seed(0)
 model = {build}
-inputs = torch.load("inputs.pt")
+inputs = torch.load("inputs.pt", weights_only=True)
 output = model(*inputs)
 output.square().sum().backward()
 grads = [p.grad for p in model.parameters()]
@@ -55,7 +55,7 @@ def carried_out(folder, source, build, inputs):
     subprocess.run(
         [sys.executable, "-I", "-c", RUN.format(build=build)], cwd=folder, check=True
     )
-    return torch.load(folder / "found.pt")
+    return torch.load(folder / "found.pt", weights_only=True)
 
 
 @HOW
