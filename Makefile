@@ -4,7 +4,9 @@
 #   PYTHON=python3.12 make test          another interpreter
 #   UV_TORCH_BACKEND=cpu make book       PyTorch's CPU-only wheels (much smaller on Linux)
 
-PYTHON ?= $(if $(wildcard .venv/installed),.venv/bin/python,python3)
+# An interpreter that no longer runs is mended by another.
+PYTHON ?= $(shell test -e .venv/installed && .venv/bin/python -c "" 2>/dev/null \
+                    && echo .venv/bin/python || echo python3)
 BIN    := .venv/bin
 HTML   := _build/html/index.html
 JOBS   ?= 2
