@@ -40,7 +40,7 @@ test: install  ## run every test and every chapter, outputs compared
 portable: install  ## run `make test` as other machines would, an hour (or a part: ONLY="no AVX" TESTS=book/vit.ipynb)
 	@$(BIN)/python tools/portable.py $(if $(ONLY),--only "$(ONLY)") $(TESTS)
 
-floors: install  ## run `make test` with the lowest versions that pyproject.toml names, in .venv-floors
+floors: install  ## run `make test` with the lowest versions that pyproject.toml names for package and tests
 	@$(BIN)/python tools/install.py floors
 	$(ONE) .venv-floors/bin/pytest $(ALL)
 

@@ -2,7 +2,7 @@
 
     python tools/install.py          # .venv: the versions of constraints.txt
     python tools/install.py colab    # .venv-colab: of these, what Google Colab has
-    python tools/install.py floors   # .venv-floors: the lowest of pyproject.toml
+    python tools/install.py floors   # .venv-floors: the lowest of package and tests
 
 Run by every make target, and by hand where there is no make. A second run compares
 one hash and ends: it installs nothing and needs no network.
