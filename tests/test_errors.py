@@ -370,7 +370,7 @@ DATA = [
 TRAIN = [
     ("epochs", lambda: learn(epochs=0), V, "epochs", "0 and 2"),
     ("batch size", lambda: learn(batch_size=0), V, "batch_size", "1 and 0"),
-    ("warm-up", lambda: learn(warmup=1.0), V, "[0, 1)", "1.0"),
+    ("warm-up", lambda: learn(warmup_ratio=1.0), V, "[0, 1)", "1.0"),
     ("warm-up -1", lambda: train.warmup_cosine(0, 5, -0.1), V, "[0, 1)", "-0.1"),
     ("smoothing", lambda: learn(label_smoothing=1.5), V, "[0, 1)", "1.5"),
     ("learning rate", lambda: learn(lr=-1.0), V, "learning rate", "-1.0"),
