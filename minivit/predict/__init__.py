@@ -89,16 +89,20 @@ def load(name: str | Path) -> Trained:
 
 @torch.no_grad()
 def measure(
-    trained: Trained, data: str | Path, *, test: bool = False, root: str | Path = "data"
+    trained: Trained,
+    data: str | Path,
+    *,
+    test: bool = False,
+    data_dir: str | Path = "data",
 ) -> dict[str, float]:
     """Measure a model on images that it was not trained on.
 
     Args:
         trained: from `load`; it knows how its images were divided.
         data: the same data as in training, as in `load_pictures`, of which the part is
-            taken that was held out then.
+            taken that was held out then, `val`.
         test: take the test part of "cifar10" or "fashion-mnist" instead.
-        root: where downloads are kept.
+        data_dir: where downloads are kept.
 
     Returns:
         "hits", "images" and "accuracy".
@@ -108,16 +112,16 @@ def measure(
     """
     model, classes, _, about = trained
     if test:
-        pictures, found = load_test(str(data), root=root)
+        pictures, found = load_test(str(data), data_dir=data_dir)
     else:
         divided = load_pictures(
             data,
             image_size=model.patch_embed.image_size[0],
-            held_out=about["held_out"],
+            val_size=about["val_size"],
             seed=about["split_seed"],
-            root=root,
+            data_dir=data_dir,
         )
-        pictures, found = divided.held_out, divided.classes
+        pictures, found = divided.val, divided.classes
         if found == classes and divided.mark != about["mark"]:
             raise ValueError(
                 f"{data} is not what the model was trained on: the images held out "

@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--test", action="store_true", help="of cifar10 or fashion-mnist: the test part"
     )
-    parser.add_argument("--root", default="data", help="folder for downloads (data)")
+    parser.add_argument(
+        "--data-dir", default="data", help="folder for downloads (data)"
+    )
     given = parser.parse_args(argv)
     if given.top < 1:
         parser.error(f"--top must be at least 1, got {given.top}")
@@ -34,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         trained = load(given.weights)
         if given.data:
-            found = measure(trained, given.data, test=given.test, root=given.root)
+            found = measure(
+                trained, given.data, test=given.test, data_dir=given.data_dir
+            )
             print(
                 f"{found['hits']:,} of {found['images']:,} images right, none of which "
                 f"it was trained on: {found['accuracy']:.2%}"

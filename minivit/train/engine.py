@@ -40,7 +40,15 @@ History = dict[str, list[float]]
 
 # What may differ between a run and its continuation: where it computes, not what, and
 # how long: the schedule then follows the new number of epochs.
-MAY_CHANGE = ("data", "device", "epochs", "out", "root", "save_every", "workers")
+MAY_CHANGE = (
+    "data",
+    "data_dir",
+    "device",
+    "epochs",
+    "num_workers",
+    "out",
+    "save_every_seconds",
+)
 
 
 class Place(NamedTuple):
@@ -113,12 +121,12 @@ class _Run:
             self.pictures = load_pictures(
                 recipe.data,
                 image_size=recipe.image_size,
-                held_out=recipe.held_out,
+                val_size=recipe.val_size,
                 seed=recipe.split_seed,
-                limit=recipe.limit,
-                keep=recipe.keep,
-                workers=recipe.workers,
-                root=recipe.root,
+                max_train_images=recipe.max_train_images,
+                cache=recipe.cache,
+                num_workers=recipe.num_workers,
+                data_dir=recipe.data_dir,
             )
         train, val, self.classes = self.pictures
         if recipe.batch_size > len(train):
@@ -126,10 +134,10 @@ class _Run:
                 f"batch_size={recipe.batch_size} is more than the {len(train)} images "
                 "to train on"
             )
-        if recipe.batch_size < place.size * recipe.accumulate:
+        if recipe.batch_size < place.size * recipe.grad_accum_steps:
             raise ValueError(
                 f"batch_size={recipe.batch_size} cannot be divided among {place.size} "
-                f"processes in {recipe.accumulate} pieces each"
+                f"processes in {recipe.grad_accum_steps} pieces each"
             )
         self.per_epoch = len(train) // recipe.batch_size  # what is left waits
         self.steps = recipe.epochs * self.per_epoch
@@ -149,8 +157,8 @@ class _Run:
         self.vit = recipe.vit(self.image_size, self.channels, len(self.classes))
         self.model = ViT(**self.vit).to(place.device)
         self.ema = None
-        if recipe.ema:
-            average = get_ema_multi_avg_fn(recipe.ema)
+        if recipe.ema_decay:
+            average = get_ema_multi_avg_fn(recipe.ema_decay)
             self.ema = AveragedModel(self.model, multi_avg_fn=average)
         self.result = self.ema.module if self.ema else self.model
         self.optimizers = _optimizers(self.model, recipe)
@@ -196,7 +204,7 @@ class _Run:
             now = time.perf_counter()
             self.seconds = before + now - began
             inside = self.step % self.per_epoch > 0
-            if inside and (stop or now - saved > self.recipe.save_every):
+            if inside and (stop or now - saved > self.recipe.save_every_seconds):
                 self._save()
                 saved = now
             if inside and stop:
@@ -240,18 +248,20 @@ class _Run:
         batches = order.split(recipe.batch_size)[done : self.per_epoch]
         shares = [batch[place.rank :: place.size] for batch in batches]
         rows = [
-            rows for share in shares for rows in share.tensor_split(recipe.accumulate)
+            rows
+            for share in shares
+            for rows in share.tensor_split(recipe.grad_accum_steps)
         ]
         pieces = iter(self.train_set.batches(rows, seed))
         for _ in batches:
-            yield list(itertools.islice(pieces, recipe.accumulate))
+            yield list(itertools.islice(pieces, recipe.grad_accum_steps))
 
     def _update(self, pieces: list[tuple[Tensor, Tensor]]) -> bool:
         """Learn from one batch; say whether somebody asked to stop."""
         recipe, place = self.recipe, self.place
         torch.manual_seed(seed_from(recipe.seed, self.step, place.rank))
         rate = _rate(self.step, self.steps, recipe)
-        mix = self.step < self.steps * (1.0 - recipe.unmixed)
+        mix = self.step < self.steps - recipe.mixup_off_epochs * self.per_epoch
         found = torch.zeros(4, device=place.device)  # loss, hits, images, stop
         self.model.train()
         for i, (images, labels) in enumerate(pieces):
@@ -277,8 +287,8 @@ class _Run:
             )
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        if recipe.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+        if recipe.clip_grad:
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * rate
@@ -436,7 +446,7 @@ class _Run:
             "classes": self.classes,
             "mean": self.mean,
             "std": self.std,
-            "held_out": recipe.held_out,
+            "val_size": recipe.val_size,
             "split_seed": recipe.split_seed,
             "mark": self.pictures.mark,
             "data": Path(recipe.data).name,
@@ -446,7 +456,7 @@ class _Run:
             recipe.folder / "model.safetensors",
             self.result.state_dict(),
             about,
-            dtype=getattr(torch, recipe.weights),
+            dtype=getattr(torch, recipe.weights_dtype),
         )
         figure = learning_curves(self.history)
         picture = io.BytesIO()
@@ -486,9 +496,9 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]
 
 
 def _rate(step: int, steps: int, recipe: Recipe) -> float:
-    if recipe.schedule == "cosine":
-        return warmup_cosine(step, steps, recipe.warmup)
-    return min(1.0, (step + 1) / max(round(steps * recipe.warmup), 1))
+    if recipe.lr_schedule == "cosine":
+        return warmup_cosine(step, steps, recipe.warmup_ratio)
+    return min(1.0, (step + 1) / max(round(steps * recipe.warmup_ratio), 1))
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:
