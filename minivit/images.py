@@ -33,6 +33,8 @@ __all__ = [
 
 MEMORY = 2 * 2**30  # bytes of pixels that we keep at most
 
+Part = tuple[list[str], Tensor]  # files and their labels
+
 
 class InMemory:
     """Pictures of one size, kept as bytes.
@@ -164,43 +166,18 @@ def load_pictures(
     """
     if cache not in ("auto", "memory", "disk"):
         raise ValueError(f"cache must be 'auto', 'memory' or 'disk', got {cache!r}")
-    if not 0.0 < val_size < 1.0:
-        raise ValueError(f"val_size must lie between 0 and 1, got {val_size}")
     if name in SETS:
         images, labels, classes = SETS[str(name)](data_dir, train=True)
-        if image_size not in (None, images.size(-1)):
-            raise ValueError(
-                f"{name} has images of {images.size(-1)} pixels, "
-                f"got image_size={image_size}"
-            )
+        _check_image_size(name, images.size(-1), image_size)
         rows, val_rows = _divide(labels, val_size, seed)
-        rows = _at_most(max_train_images, rows, labels, seed)
-        train = InMemory(images[rows], labels[rows])
-        return Pictures(train, InMemory(images[val_rows], labels[val_rows]), classes)
-    folder, size = Path(name), image_size or 224
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is neither a folder nor one of {sorted(SETS)}")
-    if (folder / "train").is_dir() and (folder / "val").is_dir():
-        files, labels, classes = _list(folder / "train")
-        val_files, val_labels, val_classes = _list(folder / "val")
-        if val_classes != classes:
-            raise ValueError(
-                f"{folder / 'train'} and {folder / 'val'} must have the same classes, "
-                f"got {classes} and {val_classes}"
-            )
-        rows, val_rows = torch.arange(len(files)), torch.arange(len(val_files))
-    else:
-        files, labels, classes = _list(folder)
-        val_files, val_labels = files, labels
-        rows, val_rows = _divide(labels, val_size, seed)
-    rows = _at_most(max_train_images, rows, labels, seed)
-    parts = [
-        OnDisk([found[i] for i in part], numbers[part], square(size), num_workers)
-        for found, numbers, part in (
-            (files, labels, rows),
-            (val_files, val_labels, val_rows),
-        )
-    ]
+        rows = rows[_at_most(max_train_images, labels[rows], seed)]
+        train, val = (InMemory(images[i], labels[i]) for i in (rows, val_rows))
+        return Pictures(train, val, classes)
+    (files, labels), val, classes = _list_parts(Path(name), val_size, seed)
+    rows = _at_most(max_train_images, labels, seed)
+    train = [files[row] for row in rows], labels[rows]
+    size = image_size or 224
+    parts = [OnDisk(*part, square(size), num_workers) for part in (train, val)]
     needed = 3 * size**2 * sum(map(len, parts))
     if cache == "memory" or (cache == "auto" and needed <= MEMORY):
         parts = [_into_memory(part) for part in parts]
@@ -327,14 +304,17 @@ def read(file: str | Path) -> Any:
 
 def _divide(labels: Tensor, val_size: float, seed: int) -> tuple[Tensor, Tensor]:
     """Draw rows to train on and rows to measure with, each class in its proportion."""
+    if not 0.0 < val_size < 1.0:
+        raise ValueError(f"val_size must lie between 0 and 1, got {val_size}")
     (train, _), (val, _) = split(
         torch.arange(len(labels)), labels, val_size=val_size, seed=seed
     )
     return train, val
 
 
-def _at_most(number: int | None, rows: Tensor, labels: Tensor, seed: int) -> Tensor:
-    """Keep so many rows, each class in its proportion."""
+def _at_most(number: int | None, labels: Tensor, seed: int) -> Tensor:
+    """Draw so many rows, each class in its proportion."""
+    rows = torch.arange(len(labels))
     if number is None or number >= len(rows):
         return rows
     if number < len(labels.unique()):
@@ -342,7 +322,33 @@ def _at_most(number: int | None, rows: Tensor, labels: Tensor, seed: int) -> Ten
             f"max_train_images={number} is less than one image for each of the "
             f"{len(labels.unique())} classes"
         )
-    return split(rows, labels[rows], val_size=number, seed=seed)[1][0]
+    return split(rows, labels, val_size=number, seed=seed)[1][0]
+
+
+def _check_image_size(name: str | Path, size: int, image_size: int | None) -> None:
+    if image_size not in (None, size):
+        raise ValueError(
+            f"{name} has images of {size} pixels, got image_size={image_size}"
+        )
+
+
+def _list_parts(folder: Path, val_size: float, seed: int) -> tuple[Part, Part, list]:
+    """List what a folder has to train on and to measure with, and its classes."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is neither a folder nor one of {sorted(SETS)}")
+    if not ((folder / "train").is_dir() and (folder / "val").is_dir()):
+        files, labels, classes = _list(folder)
+        parts = _divide(labels, val_size, seed)
+        train, val = [([files[i] for i in rows], labels[rows]) for rows in parts]
+        return train, val, classes
+    files, labels, classes = _list(folder / "train")
+    val_files, val_labels, val_classes = _list(folder / "val")
+    if val_classes != classes:
+        raise ValueError(
+            f"{folder / 'train'} and {folder / 'val'} must have the same classes, "
+            f"got {classes} and {val_classes}"
+        )
+    return (files, labels), (val_files, val_labels), classes
 
 
 def _list(folder: Path) -> tuple[list[str], Tensor, list[str]]:

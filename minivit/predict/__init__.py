@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import load_weights
-from ..images import load_pictures, load_test, normalise, square
+from ..images import InMemory, OnDisk, load_pictures, load_test, normalise, square
 from ..vit import ViT
 
 __all__ = ["Trained", "load", "measure"]
@@ -110,29 +110,36 @@ def measure(
     Raises:
         ValueError: the data has other classes, or another part was held out.
     """
-    model, classes, _, about = trained
     if test:
-        pictures, found = load_test(str(data), data_dir=data_dir)
+        pictures, classes = load_test(str(data), data_dir=data_dir)
     else:
-        divided = load_pictures(
-            data,
-            image_size=model.patch_embed.image_size[0],
-            val_size=about["val_size"],
-            seed=about["split_seed"],
-            data_dir=data_dir,
-        )
-        pictures, found = divided.val, divided.classes
-        if found == classes and divided.mark != about["mark"]:
-            raise ValueError(
-                f"{data} is not what the model was trained on: the images held out "
-                "would be others, and it may know them"
-            )
-    if found != classes:
-        raise ValueError(f"{data} has classes {found}, expected {classes}")
-    to_input = normalise(about["mean"], about["std"])
+        pictures, classes = _val(trained, data, data_dir)
+    if classes != trained.classes:
+        raise ValueError(f"{data} has classes {classes}, expected {trained.classes}")
+    to_input = normalise(trained.about["mean"], trained.about["std"])
     rows = torch.arange(len(pictures)).split(500)
     hits = sum(
-        int((model(to_input(images)).argmax(1) == labels).sum())
+        int((trained.model(to_input(images)).argmax(1) == labels).sum())
         for images, labels in pictures.batches(rows)
     )
     return {"hits": hits, "images": len(pictures), "accuracy": hits / len(pictures)}
+
+
+def _val(
+    trained: Trained, data: str | Path, data_dir: str | Path
+) -> tuple[InMemory | OnDisk, list[str]]:
+    """Load what was held out in training, and the names of the classes."""
+    about = trained.about
+    _, val, classes = pictures = load_pictures(
+        data,
+        image_size=trained.model.patch_embed.image_size[0],
+        val_size=about["val_size"],
+        seed=about["split_seed"],
+        data_dir=data_dir,
+    )
+    if classes == trained.classes and pictures.mark != about["mark"]:
+        raise ValueError(
+            f"{data} is not what the model was trained on: the images held out "
+            "would be others, and it may know them"
+        )
+    return val, classes
