@@ -621,7 +621,7 @@ def test_weights_that_explode_do_not_replace_a_checkpoint(tmp_path):
             "batch_size=128 cannot be divided among 1 processes in 200",
         ),
         ({"data": "nowhere"}, "nowhere is neither a folder nor one of"),
-        ({"patch_size": 3}, "8 x 8 is not divisible by patch_size=3"),
+        ({"patch_size": 3}, "must be divisible by patch_size=3"),
         ({"num_heads": 3}, "embed_dim=16 must be divisible by num_heads=3"),
     ],
 )
