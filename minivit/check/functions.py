@@ -34,12 +34,15 @@ from .report import (
     SOFTMAX_LINE,
     Finding,
     Report,
+    checker,
     close,
     from_exception,
     run,
+    seed_all,
 )
 
 
+@checker
 def attention(
     fn: Callable[..., Any],
     *,
@@ -541,6 +544,7 @@ MASK_MISTAKES = [
 ]
 
 
+@checker
 def causal_mask(fn: Callable[..., Tensor], *, mask_means: str = "look") -> Report:
     """Check a function that makes a causal mask.
 
@@ -616,6 +620,7 @@ def causal_mask(fn: Callable[..., Tensor], *, mask_means: str = "look") -> Repor
     )
 
 
+@checker
 def padding_mask(fn: Callable[..., Tensor], *, mask_means: str = "look") -> Report:
     """Check a function that makes a padding mask from lengths.
 
@@ -686,6 +691,7 @@ def padding_mask(fn: Callable[..., Tensor], *, mask_means: str = "look") -> Repo
     return run("padding_mask", [("shape", shape), ("values", values)])
 
 
+@checker
 def sinusoidal_positions(fn: Callable[[int, int], Tensor]) -> Report:
     """Check a function that makes the table of sinusoidal positions.
 
@@ -825,6 +831,7 @@ def sinusoidal_positions(fn: Callable[[int, int], Tensor]) -> Report:
     )
 
 
+@checker
 def layer_norm(fn: Callable[[Tensor], Tensor], *, eps: float = 1e-5) -> Report:
     """Check a layer normalisation, a function or a module.
 
@@ -961,6 +968,7 @@ def layer_norm(fn: Callable[[Tensor], Tensor], *, eps: float = 1e-5) -> Report:
     )
 
 
+@checker
 def patchify(
     fn: Callable[[Tensor, int], Tensor], *, channels_first: bool = False
 ) -> Report:
@@ -1037,6 +1045,7 @@ def patchify(
     )
 
 
+@checker
 def generate(
     fn: Callable[..., Tensor], *, includes_bos: bool = False, max_len: int = 8
 ) -> Report:
@@ -1054,7 +1063,7 @@ def generate(
     bos, eos, pad = 1, 2, 0
 
     def model(seed: int, dropout: float = 0.0) -> _transformer.Transformer:
-        torch.manual_seed(seed)
+        seed_all(seed)
         m = _transformer.Transformer(
             src_vocab_size=9,
             tgt_vocab_size=9,
@@ -1209,6 +1218,7 @@ def generate(
     )
 
 
+@checker
 def accumulation(fn: Callable[..., Any]) -> Report:
     """Check a function that makes one update from several micro-batches.
 
@@ -1227,7 +1237,7 @@ def accumulation(fn: Callable[..., Any]) -> Report:
 
     def update(fn: Callable[..., Any]) -> tuple[Tensor, int]:
         """Return how the weight changed, and how far the schedule moved."""
-        torch.manual_seed(0)
+        seed_all(0)
         model = nn.Linear(4, 3)
         before = model.weight.detach().clone()
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -1270,6 +1280,7 @@ def accumulation(fn: Callable[..., Any]) -> Report:
     return run("accumulation", [("gradient", gradient), ("schedule", schedule)])
 
 
+@checker
 def vocabulary(fn: Callable[..., Iterable[str]]) -> Report:
     """Check that a vocabulary is made of the training texts only.
 

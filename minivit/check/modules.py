@@ -57,16 +57,19 @@ from .report import (
     SOFTMAX_LINE,
     Finding,
     Report,
+    checker,
     close,
     differs,
     max_abs,
     negligible,
     run,
+    seed_all,
 )
 from .scores import positions_inside, without_projection, wrong_scores
 from .stream import broken_stream
 
 
+@checker
 def multi_head_attention(
     module: nn.Module,
     *,
@@ -220,6 +223,7 @@ def multi_head_attention(
     return run("multi_head_attention", checks)
 
 
+@checker
 def encoder_layer(
     layer: nn.Module,
     *,
@@ -253,8 +257,8 @@ def encoder_layer(
         ValueError: E is neither given nor to be found.
     """
     check_means(mask_means)
-    dim = embed_dim or width_of(layer)
     own = moved_copy(layer)
+    dim = embed_dim or width_of(layer)
     masking = Masking(mask_means, mask_dims)
 
     def call_on(m: Any) -> Callable[..., Tensor]:
@@ -453,6 +457,7 @@ def roles(
     )
 
 
+@checker
 def decoder_layer(
     layer: nn.Module,
     *,
@@ -485,8 +490,8 @@ def decoder_layer(
         ValueError: E is neither given nor to be found.
     """
     check_means(mask_means)
-    dim = embed_dim or width_of(layer)
     own = moved_copy(layer)
+    dim = embed_dim or width_of(layer)
     x, memory = random_input(3, 5, dim), random_input(3, 7, dim)
     masking = Masking(mask_means, mask_dims)
 
@@ -588,6 +593,7 @@ def decoder_layer(
     return run("decoder_layer", checks)
 
 
+@checker
 def transformer(
     model: nn.Module,
     *,
@@ -649,9 +655,9 @@ def transformer(
         for training in (False, True):
             own.train(training)
             for t in (4, 2):
-                torch.manual_seed(1)
+                seed_all(1)
                 before = call(src, tgt)[:, :t]
-                torch.manual_seed(1)
+                seed_all(1)
                 if not close(before, call(src, shifted(tgt, t))[:, :t], 1e-4):
                     own.eval()
                     return leak_finding(training)
@@ -817,6 +823,7 @@ def transformer(
     )
 
 
+@checker
 def vit(
     model: Callable[..., Any],
     *,

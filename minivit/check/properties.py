@@ -1,10 +1,13 @@
 """Properties that hold for any weights, and what the checkers share."""
 
+import contextlib
 import copy
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -13,7 +16,15 @@ from torch import Tensor, nn
 
 from ..attention import MultiHeadAttention
 from ..attention import causal_mask as _causal_mask
-from .report import MASK_LINE, Finding, close, max_abs, negligible
+from .report import (
+    MASK_LINE,
+    CannotCheck,
+    Finding,
+    close,
+    max_abs,
+    negligible,
+    seed_all,
+)
 
 
 def check_means(mask_means: str) -> None:
@@ -33,31 +44,123 @@ def change_of(x: Tensor) -> Tensor:
 
 
 def copy_of(module: Any) -> Any:
-    """Copy a module, also one that keeps tensors of its last call as attributes."""
-    kept = [value for m in module.modules() for value in vars(m).values()]
-    for value in list(kept):
-        if isinstance(value, list | tuple | dict):
-            kept.extend(value.values() if isinstance(value, dict) else value)
-    tensors = [t for t in kept if isinstance(t, Tensor) and not t.is_leaf]
-    return copy.deepcopy(module, {id(t): t.detach() for t in tensors})
+    """Copy a module, also one that keeps tensors of its last call as attributes.
+
+    Raises:
+        CannotCheck: it cannot be copied, or the copy would share its weights.
+    """
+    with copying():
+        tensors, functions = _not_copied(module)
+        memo: dict[int, Any] = {id(t): t.detach().clone() for t in tensors}
+        memo |= {id(f): _with_own_cells(f) for f in functions}
+        copied = copy.deepcopy(module, memo)
+        for f in functions:
+            for cell in memo[id(f)].__closure__:
+                content = cell.cell_contents
+                cell.cell_contents = memo.get(id(content), content)
+        if _memory_of(copied) & _memory_of(module):
+            raise TypeError("the copy shares weights with the module itself")
+    return copied
+
+
+@contextlib.contextmanager
+def copying() -> Iterator[None]:
+    """Say of any error that it is the copying that fails, not the user's code."""
+    try:
+        yield
+    except CannotCheck:
+        raise
+    except Exception as error:
+        raise CannotCheck(
+            Finding(
+                "copy",
+                "the checker cannot copy this module, and checks nothing else",
+                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                "what it keeps besides weights and modules, its __deepcopy__, weights "
+                "that have no numbers yet",
+            )
+        ) from error
+
+
+def _not_copied(module: nn.Module) -> tuple[list[Tensor], list[FunctionType]]:
+    """Find, wherever the module keeps them, what deepcopy refuses or leaves as it is.
+
+    That is tensors that an operation made, and functions such as `lambda x:
+    self.head(x)`, whose closures hold the module itself.
+    """
+    pending: list[Any] = [module]
+    seen: set[int] = set()
+    tensors: list[Tensor] = []
+    functions: list[FunctionType] = []
+    while pending:
+        value = pending.pop()
+        if id(value) in seen or isinstance(value, type | ModuleType):
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            if not value.is_leaf:
+                tensors.append(value)
+        elif isinstance(value, FunctionType):
+            if value.__closure__:
+                functions.append(value)
+        elif isinstance(value, Mapping):
+            pending.extend(value.values())
+        elif isinstance(value, list | tuple | set | frozenset | deque):
+            pending.extend(value)
+        else:
+            pending.extend(getattr(value, "__dict__", {}).values())
+    return tensors, functions
+
+
+def _with_own_cells(f: FunctionType) -> FunctionType:
+    """Copy a function, so that what its closure holds can be replaced."""
+    cells = tuple(CellType(cell.cell_contents) for cell in f.__closure__ or ())
+    copied = FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, cells)
+    copied.__kwdefaults__ = f.__kwdefaults__
+    copied.__dict__.update(f.__dict__)
+    return copied
+
+
+def _memory_of(module: nn.Module) -> set[int]:
+    """Where the numbers of its parameters and buffers lie."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return {t.untyped_storage().data_ptr() for t in tensors} - {0}
 
 
 def moved_copy(module: Any) -> Any:
     """Copy a module in eval mode, with every weight moved a little.
 
     The user's module stays as it is; weights that begin at zero wake up.
+
+    Raises:
+        CannotCheck: it cannot be copied, or a weight is no finite number.
     """
     if not isinstance(module, nn.Module):
         return module
-    own = copy_of(module).float().cpu().eval()
+    own = copy_of(module)
     g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in own.parameters():
+    with torch.no_grad(), copying():
+        own.float().cpu().eval()
+        for name, p in weights_of(own):
+            if not p.isfinite().all():
+                raise CannotCheck(
+                    Finding(
+                        "weights",
+                        f"{name} holds NaN or infinite numbers",
+                        "whatever they meet becomes NaN; nothing else is checked",
+                        f"how {name} begins, or the training that made it",
+                    )
+                )
             # at least a tenth of what fan-in scaling gives, for zeros and LayerScale
             spread = 0.3 / math.sqrt(p.size(-1)) if p.ndim >= 2 else 0.1
             p.add_(torch.randn(p.shape, generator=g) * spread)
             p.requires_grad_()
     return own
+
+
+def weights_of(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Name the parameters that can be learned; integers cannot."""
+    return [(n, p) for n, p in module.named_parameters() if p.is_floating_point()]
 
 
 def in_double(own: Any, trial: Callable[..., Sequence[Tensor]], *inputs: Tensor) -> Any:
@@ -81,7 +184,7 @@ def in_double(own: Any, trial: Callable[..., Sequence[Tensor]], *inputs: Tensor)
         return own, *inputs
     exact, doubles = copy_of(own).double(), [x.double() for x in inputs]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad():
             pairs = zip(trial(exact, *doubles), trial(own, *inputs), strict=True)
             alike = [
                 close(a.float().nan_to_num(), b.nan_to_num(), 1e-3) for a, b in pairs
@@ -351,9 +454,9 @@ def future_leak(own: Any, call: Callable[..., Tensor], x: Tensor) -> Finding | N
             for t in (1, 3):
                 other = x.clone()
                 other[:, t:] += change_of(other[:, t:])
-                torch.manual_seed(1)
+                seed_all(1)
                 before = call(x, mask)[:, :t]
-                torch.manual_seed(1)
+                seed_all(1)
                 if not close(before, call(other, mask)[:, :t], 1e-4):
                     return leak_finding(training)
     finally:
@@ -433,7 +536,7 @@ def unreached(
     maps |= {id(p) for n, p in own.named_parameters() if "in_proj" in n}
     gradients = gradient_sizes(own, out)
     largest = max((max_abs(g) for g in gradients.values() if g is not None), default=0)
-    for name, p in own.named_parameters():
+    for name, p in weights_of(own):
         if "mask_token" in name:
             continue  # serves pre-training only
         gradient = gradients[name]
@@ -499,7 +602,7 @@ def gradient_sizes(own: nn.Module, out: Tensor) -> dict[str, Tensor | None]:
 
     In a single direction a gradient may vanish by chance.
     """
-    named = dict(own.named_parameters())
+    named = dict(weights_of(own))
     g = torch.Generator().manual_seed(0)
     sizes: dict[str, Tensor | None] = dict.fromkeys(named)
     for _ in range(3):
@@ -555,7 +658,7 @@ def is_shift(name: str) -> bool:
 
 def silence(own: nn.Module, *, matrices: bool = True) -> None:
     """Set gains to one, shifts to zero and, if asked for, matrices to zero."""
-    for name, p in own.named_parameters():
+    for name, p in weights_of(own):
         if is_vector(p):
             p.fill_(0.0 if is_shift(name) and p.numel() > 1 else 1.0)
         elif matrices:
@@ -571,7 +674,7 @@ def no_activation(own: Any, call: Callable[[Any, float], Tensor]) -> Finding | N
     if not isinstance(own, nn.Module):
         return None
     plain = copy_of(own)
-    for name, p in plain.named_parameters():
+    for name, p in weights_of(plain):
         if is_shift(name) and is_vector(p) and p.numel() > 1:
             p.zero_()
     plus, minus = call(plain, 1.0), call(plain, -1.0)
@@ -593,7 +696,7 @@ def lost_branch(own: Any, call: Callable[..., Tensor], x: Tensor) -> Finding | N
         return None
     plain = copy_of(own)
     silence(plain, matrices=False)
-    matrices = [p for p in plain.parameters() if not is_vector(p)]
+    matrices = [p for _, p in weights_of(plain) if not is_vector(p)]
     silent = 0
     nothing = copy_of(plain)
     silence(nothing)
@@ -694,13 +797,12 @@ def bounded(own: Any, call: Callable[[Any], Tensor]) -> Finding | None:
     """Logits grow with the weights of the last map, unless something squashes them."""
     if not isinstance(own, nn.Module):
         return None
-    plain = copy_of(own)
-    with LinearMaps() as caught:
-        before = call(plain)
-    if not caught.weights or before.size(-1) < 2:
+    with LinearMaps() as maps:
+        before = call(own)
+    if not maps.number or before.size(-1) < 2:
         return None
-    caught.weights[-1].mul_(1e4)
-    out = call(plain)
+    with LinearMaps(enlarged=maps.number):
+        out = call(own)
     if bool(out.abs().max() <= 1.001) and not close(out, before):
         cause = "there is a softmax, sigmoid or tanh at the end"
     elif bool((out >= 0).all()) and bool((out == 0).any()):
@@ -716,17 +818,26 @@ def bounded(own: Any, call: Callable[[Any], Tensor]) -> Finding | None:
 
 
 class LinearMaps(torch.overrides.TorchFunctionMode):
-    """Collect the weights of linear maps and convolutions in the order of their use."""
+    """Count linear maps and convolutions; one may compute with enlarged weights.
 
-    def __init__(self) -> None:
+    Those are new tensors: the map may belong to the user.
+
+    Args:
+        enlarged: which one, counted from one.
+    """
+
+    def __init__(self, enlarged: int = 0) -> None:
         super().__init__()
-        self.weights: list[Tensor] = []
+        self.enlarged = enlarged
+        self.number = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ):
         if func in (F.linear, torch.conv2d, F.conv2d) and len(args) > 1:
-            self.weights.append(args[1])
+            self.number += 1
+            if self.number == self.enlarged:
+                args = (args[0], args[1] * 1e4, *args[2:])
         return func(*args, **(kwargs or {}))
 
 
@@ -755,11 +866,13 @@ def cannot_overfit(
     if not isinstance(model, nn.Module):
         return None
     own = copy_of(model).float().cpu().train()
-    own.requires_grad_(True)
+    for _, p in weights_of(own):
+        p.requires_grad_()
     large = is_large(own)
     # A large model is slow: it need not go as far, only clearly down.
     steps, lr, part = (12, 3e-4, 0.8) if large else (200, 2e-3, 0.5)
-    optimizer = torch.optim.AdamW(own.parameters(), lr=lr, weight_decay=0.0)
+    learned = [p for _, p in weights_of(own)]
+    optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=0.0)
     first = last = math.inf
     for step in range(steps):
         out = tensor_in(own(*inputs))
