@@ -193,7 +193,7 @@ def run(
             finding = from_exception(name, error)
         if finding and finding.check not in {f.check for f in report.findings}:
             report.findings.append(finding)  # one mistake makes one finding
-        if finding is not None and name == "shape":
+        if finding is not None and name in ("shape", "in place", "repeatable"):
             break  # nothing else can be compared
     return report
 
