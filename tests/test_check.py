@@ -308,6 +308,20 @@ def test_frozen_and_half_precision_modules_can_be_checked():
     assert report, str(report)
 
 
+def test_a_layer_normalisation_in_half_precision_can_be_checked():
+    report = check.layer_norm(nn.LayerNorm(6).bfloat16())
+    assert report, report
+
+
+def test_another_eps_is_called_that():
+    def of_bert(x):
+        return F.layer_norm(x, (6,), eps=1e-12)
+
+    (finding,) = check.layer_norm(of_bert).findings
+    assert "eps is smaller than 1e-7, not 1e-05" in finding.cause
+    assert check.layer_norm(of_bert, eps=1e-12)
+
+
 def test_a_trained_model_is_not_blamed_for_its_loss():
     model = minivit.ViT(**small, **shape)
     with torch.no_grad():

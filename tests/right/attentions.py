@@ -409,7 +409,7 @@ def softmax_in_float32_only(q, k, v, mask=None):
         return F.softmax(scores, -1, dtype=torch.float32) @ v
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = F.softmax(scores, -1, dtype=torch.float32).masked_fill(~mask, 0.0)
-    return weights.to(torch.promote_types(v.dtype, torch.float32)) @ v
+    return weights @ v
 
 
 class Separate(nn.Module):

@@ -86,7 +86,6 @@ LIBRARIES = [
     ("layer_norm", lambda: lambda x: F.layer_norm(x, (6,), eps=1e-6), {"eps": 1e-6}),
     ("layer_norm", lambda: nn.LayerNorm(6, eps=1e-12), {}),
     ("layer_norm", lambda: nn.LayerNorm(6).double(), {}),
-    ("layer_norm", lambda: nn.LayerNorm(6).bfloat16(), {}),
     ("layer_norm", lambda: fast_variance, {}),
     ("patchify", lambda: minivit.patchify, {}),
     ("patchify", lambda: unfold, {"channels_first": True}),
