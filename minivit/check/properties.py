@@ -190,18 +190,22 @@ def in_double(own: Any, trial: Callable[..., Sequence[Tensor]], *inputs: Tensor)
     """
     if not isinstance(own, nn.Module) or is_large(own):
         return own, *inputs
-    exact, doubles = copy_of(own).double(), [x.double() for x in inputs]
     try:
         with torch.no_grad():
             with Narrowing() as narrowing:
-                exacts = trial(exact, *doubles)
-            pairs = zip(exacts, trial(own, *inputs), strict=True)
+                plain = trial(own, *inputs)
+            if narrowing.least < 4:
+                widen(own)
+                plain = trial(own, *inputs)
+            exact, doubles = copy_of(own).double(), [x.double() for x in inputs]
+            with Narrowing() as narrowing:
+                pairs = zip(trial(exact, *doubles), plain, strict=True)
             alike = [
                 close(a.float().nan_to_num(), b.nan_to_num(), 1e-3) for a, b in pairs
             ]
     except Exception:  # of any kind: the checks will say it of the module as it is
         return own, *inputs
-    serves = all(alike) and not narrowing.seen
+    serves = all(alike) and narrowing.least == 8
     return (exact, *doubles) if serves else (own, *inputs)
 
 
@@ -212,31 +216,62 @@ def exact_inputs(trial: Callable[..., Any], *inputs: Tensor) -> list[Tensor]:
             trial(*inputs)
     except Exception:  # of any kind: the checks will say it of float32
         return [x.float() for x in inputs]
-    return [x.float() for x in inputs] if narrowing.seen else list(inputs)
+    return [x.float() for x in inputs] if narrowing.least < 8 else list(inputs)
 
 
 class Narrowing(TorchDispatchMode):
-    """See whether any operation turns float64 into a narrower type."""
+    """See to how many bytes any operation narrows the floats that it is given."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen = False
+        self.least = 8
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        first = out[0] if isinstance(out, tuple | list) and out else out
-        self.seen |= _is_narrow(first) and any(_is_double(a) for a in args)
+        size = bytes_of(out[0] if isinstance(out, tuple | list) and out else out)
+        if 0 < size < max(map(bytes_of, args), default=0):
+            self.least = min(self.least, size)
         return out
 
 
-def _is_double(a: Any) -> bool:
-    return isinstance(a, Tensor) and a.dtype == torch.float64 and a.dim() > 0
+def bytes_of(a: Any) -> int:
+    """Size of a float in a tensor, zero for whatever is none, single numbers too."""
+    is_one = isinstance(a, Tensor) and a.is_floating_point() and a.dim() > 0
+    return a.element_size() if is_one else 0
 
 
-def _is_narrow(a: Any) -> bool:
-    return isinstance(a, Tensor) and a.is_floating_point() and a.dtype != torch.float64
+class Widened(TorchDispatchMode):
+    """Turn nothing to half precision: eight bits say too little of a right answer."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        to_half = kwargs.get("dtype") in (torch.float16, torch.bfloat16)
+        if func is torch.ops.aten._to_copy.default and to_half:
+            kwargs["dtype"] = args[0].dtype
+        return func(*args, **kwargs)
+
+
+def widen(own: nn.Module) -> None:
+    """Let a module, and all copies of it, run so while they are not in half precision.
+
+    Hooks do it, because a copy keeps them.
+    """
+    entered: list[contextlib.AbstractContextManager[Any]] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        in_half = dtype_of(module).itemsize < 4
+        entered.append(contextlib.nullcontext() if in_half else Widened())
+        entered[-1].__enter__()
+
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
+        entered.pop().__exit__(None, None, None)
+
+    own.register_forward_pre_hook(enter)
+    own.register_forward_hook(leave, always_call=True)
 
 
 def is_large(own: nn.Module) -> bool:

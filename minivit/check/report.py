@@ -135,19 +135,22 @@ def usual_surroundings() -> Iterator[None]:
     """Set what a caller may have set otherwise, and the generators; put all back."""
     dtype, python, arrays = torch.get_default_dtype(), random.getstate(), _numpy()
     kept = arrays and arrays.get_state()
+    # Not by a context: inside of one, autocast would keep its casts of older weights.
+    autocast = torch.is_autocast_enabled("cpu")
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast("cpu", enabled=False))
         stack.enter_context(torch.random.fork_rng(devices=[]))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         try:
             torch.set_default_dtype(torch.float32)
+            torch.set_autocast_enabled("cpu", False)
             seed_all(0)
             yield
         finally:
             torch.set_default_dtype(dtype)
+            torch.set_autocast_enabled("cpu", autocast)
             random.setstate(python)
             if arrays:
                 arrays.set_state(kept)

@@ -484,3 +484,13 @@ class HeadByHead(Separate):
         for h in range(self.num_heads):
             out[:, h] = super().mix(q[:, h], k[:, h], v[:, h], mask)
         return out
+
+
+@right("multi_head_attention", arguments="x")
+class InHalfPrecision(Separate):
+    """All but the maps in bfloat16, as where autocast is not trusted."""
+
+    def mix(self, q, k, v, mask):
+        scores = (q.bfloat16() @ k.bfloat16().mT * self.scale()).float()
+        weights = self.weigh(scores, mask).bfloat16()
+        return (weights @ v.bfloat16()).to(q.dtype)

@@ -7,7 +7,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import right
-from .attentions import Causal, E, Fused, H, HeadByHead, MaskRequired, RmsNorm, Rotary
+from .attentions import (
+    Causal,
+    E,
+    Fused,
+    H,
+    HeadByHead,
+    MaskRequired,
+    RmsNorm,
+    Rotary,
+    Separate,
+)
 
 bare = {"embed_dim": E, "mask_name": None}
 
@@ -238,3 +248,12 @@ class Experts(nn.Module):
 @right("encoder_layer")
 class MixtureOfExperts(WithMask):
     think = Experts
+
+
+@right("encoder_layer")
+class AutocastInside(WithMask):
+    attend = Separate
+
+    def forward(self, x, mask=None):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x, mask)
