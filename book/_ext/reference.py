@@ -1,0 +1,252 @@
+"""The reference: what docstrings say, in the form that Sphinx lays out.
+
+autodoc finds the public names. Here each docstring goes from the package's own form
+(Google's sections, names between single backticks) to reStructuredText:
+
+- a section becomes a field; one that is not known stops the strict build;
+- a name between backticks becomes a link if the reference has it, and code if not;
+- a module's letters for shapes lead to the glossary, and below them stands which
+  chapters teach it, from the README's table;
+- the comment above a constant is its description, and the help of a recipe's settings
+  that of its parameters.
+
+`names` is a directive: a table of a module's public names, each with its first line.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import re
+import textwrap
+from functools import cache
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from docutils.statemachine import StringList
+from sphinx.util import logging
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SECTION = re.compile(r"([A-Z]\w+):$")
+ENTRY = re.compile(r"(\w+): ")
+CHAPTER = re.compile(r"\[([^]]+)\]\(book/(\w+)\.(?:ipynb|md)\)")
+log = logging.getLogger(__name__)
+
+
+@cache
+def modules():
+    """The modules on the pages of the reference, with their public names."""
+    pages = sorted((ROOT / "book/reference").glob("*.md"))
+    text = "\n".join(page.read_text("utf-8") for page in pages)
+    found = re.findall(r"^\.\. automodule:: (\S+)$", text, re.M)
+    return {name: importlib.import_module(name).__all__ for name in found}
+
+
+@cache
+def chapters():
+    """For each file or folder of the package, the (title, page) of its chapters."""
+    found = {}
+    for line in (ROOT / "README.md").read_text("utf-8").splitlines():
+        if chapter := CHAPTER.search(line):
+            for place in re.findall(r"`(minivit/[\w/]+)(?:\.py)?`", line):
+                found.setdefault(place.rstrip("/"), []).append(chapter.groups())
+    return found
+
+
+def entry(name, module, inside=None):
+    """The full name under which the reference has a name, if it has."""
+    if inside and inspect.isfunction(vars(inside).get(name)):
+        return f"{module}.{inside.__name__}.{name}"
+    if name.startswith("minivit."):
+        where, _, name = name.rpartition(".")
+        places = [where] if where in modules() else modules()
+    else:
+        places = [module, *(m for m in modules() if m != "minivit.check")]
+    found = dict.fromkeys(place for place in places if name in modules().get(place, ()))
+    if module in found or len(found) == 1:
+        return f"{module if module in found else next(iter(found))}.{name}"
+    return None
+
+
+def inline(text, link):
+    """Prose: code and links between backticks, everything else as it stands."""
+
+    def mark(match):
+        code = " ".join(match[1].split())
+        target = link(code)
+        return f":py:obj:`{code} <{target}>`" if target else f"``{code}``"
+
+    prose = re.compile(r"`([^`]+)`")
+    parts, end = [], 0
+    for match in prose.finditer(text):
+        parts += [re.sub(r"([\\*_|])", r"\\\1", text[end : match.start()]), mark(match)]
+        end = match.end()
+        if text[end : end + 1].isalnum():
+            parts.append("\\ ")
+    return "".join([*parts, re.sub(r"([\\*_|])", r"\\\1", text[end:])])
+
+
+def entries(body):
+    """Cut a section into (name, text) at lines such as ``name: text``."""
+    found = []
+    for line in body:
+        start = ENTRY.match(line)
+        if start:
+            found.append((start[1], [line[start.end() :]]))
+        elif found:
+            found[-1][1].append(line.strip())
+    return [(name, " ".join(lines)) for name, lines in found]
+
+
+def field(section, body, link, where):
+    """One section of a docstring as fields."""
+    kinds = {"Args": "param", "Raises": "raises"}
+    listed = bool(ENTRY.match(body[0]))
+    if section in kinds and listed:
+        for name, text in entries(body):
+            yield f":{kinds[section]} {name}: {inline(text, link)}"
+    elif section in ("Returns", "Attributes") and listed:
+        yield f":{section.lower()}:"
+        for name, text in entries(body):
+            yield f"  - **{name}** – {inline(text, link)}"
+    elif section in ("Returns", "Source"):
+        yield f":{section.lower()}: {inline(' '.join(map(str.strip, body)), link)}"
+    elif section == "Example":
+        yield from ["", ".. code-block:: python", ""]
+        yield from (f"   {line}" for line in body)
+        yield ""
+    else:
+        log.warning("docstring of %s: what is a section %s:?", where, section)
+
+
+def to_rst(text, link, where):
+    """Turn a docstring into reStructuredText, block by block."""
+    lines = text.splitlines()
+    out = []
+    while lines:
+        line = lines.pop(0)
+        if not line.strip():
+            continue
+        below = []
+        indented = line.startswith(" ") or SECTION.match(line)
+        while lines and (
+            (not lines[0].strip() or lines[0].startswith(" "))
+            if indented
+            else lines[0].strip() and not lines[0].startswith(" ")
+        ):
+            below.append(lines.pop(0))
+        if section := SECTION.match(line):
+            body = textwrap.dedent("\n".join(below)).strip("\n").splitlines()
+            out += field(section[1], body, link, where)
+            if lines and not SECTION.match(lines[0]):
+                out.append("")
+        elif indented:  # an example, or code
+            body = textwrap.dedent("\n".join([line, *below])).strip("\n").splitlines()
+            if not body[0].startswith(">>>"):
+                out += [".. code-block:: python", ""]
+                body = [f"   {code}" for code in body]
+            out += [*body, ""]
+        elif line.startswith(">>>"):
+            out += [line, *below, ""]
+        else:
+            out += [*inline("\n".join([line, *below]), link).splitlines(), ""]
+    return out
+
+
+def comment(module, name):
+    """The comment above a constant."""
+    source = inspect.getsource(importlib.import_module(module))
+    found = re.search(rf"((?:^#.*\n)+){name}\b", source, re.M)
+    return re.sub(r"^# ?", "", found[1], flags=re.M) if found else ""
+
+
+def letters(text):
+    """Link the letters of a module's last paragraph to the glossary."""
+    head, _, tail = text.partition("Letters for shapes: ")
+    alphabet = r"(?<![\w·])([BLSEHDNKVCP]) (?=[a-z])"
+    return f"{head}Letters for shapes: " + re.sub(alphabet, r":term:`\1` ", tail)
+
+
+def describe(app, what, name, obj, options, lines):
+    """Write the reStructuredText of an entry in the place of its docstring."""
+    if not name.startswith("minivit"):
+        return
+    path = name.split(".")
+    while ".".join(path) not in modules():
+        path.pop()
+    module = ".".join(path)
+    rest = name.removeprefix(f"{module}.").split(".")
+    inside = getattr(importlib.import_module(module), rest[0], None)
+    own = set()
+    if what in ("function", "method", "class"):
+        own = set(inspect.signature(obj).parameters)
+    if what == "class" or len(rest) == 1:
+        inside = obj if inspect.isclass(obj) else None
+
+    def link(code):
+        code = code.removesuffix("()")
+        return None if code in own else entry(code, module, inside)
+
+    text = "\n".join(lines)
+    if what == "data":
+        text = comment(module, rest[0])
+    out = to_rst(text, link, name)
+    if what == "data" and isinstance(obj, tuple):
+        out += [f"- ``{value}``" for value in obj]
+    if what == "module":
+        out = letters("\n".join(out)).splitlines()
+        taught = chapters().get(name.replace(".", "/"), [])
+        if taught:
+            pages = ", ".join(f":doc:`{title} </book/{page}>`" for title, page in taught)
+            out += ["", f"*Taught in:* {pages}."]
+    if what == "class" and dataclasses.is_dataclass(obj):
+        settings = [f for f in dataclasses.fields(obj) if "help" in f.metadata]
+        fields = [f":param {f.name}: {inline(setting(f), link)}" for f in settings]
+        first = next((i for i, line in enumerate(out) if line.startswith(":")), len(out))
+        out[first:first] = fields
+    lines[:] = [*out, ""]
+
+
+def setting(field):
+    """What a setting means, and what it may be."""
+    choices = field.metadata.get("choices")
+    return field.metadata["help"] + (f"; {', '.join(choices)}" if choices else "")
+
+
+def choose(app, what, name, obj, skip, options):
+    """Show no field of a named tuple by itself: the class describes them."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
+class Names(Directive):
+    """A table of the public names of modules, each with its first line."""
+
+    has_content = True
+
+    def run(self):
+        rows = [".. list-table::", "   :class: names", ""]
+        for module in self.content:
+            for name in modules()[module]:
+                obj = getattr(importlib.import_module(module), name)
+                text = inspect.getdoc(obj) or ""
+                if not (inspect.isclass(obj) or inspect.isroutine(obj)):
+                    text = comment(module, name)
+                first = " ".join(text.partition("\n\n")[0].split())
+                first = re.split(r"(?<=\.) (?=[A-Z])", first)[0]
+                target = f":py:obj:`{name} <{module}.{name}>`"
+                rows += [
+                    f"   * - {target}",
+                    f"     - {inline(first, lambda code: None)}",
+                ]
+        table = nodes.container()
+        self.state.nested_parse(StringList(rows, source="names"), 0, table)
+        return table.children
+
+
+def setup(app):
+    app.setup_extension("sphinx.ext.autodoc")
+    app.setup_extension("sphinx.ext.viewcode")
+    app.connect("autodoc-process-docstring", describe)
+    app.connect("autodoc-skip-member", choose)
+    app.add_directive("names", Names)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
