@@ -17,6 +17,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import sys
 import textwrap
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,8 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 from sphinx.util import logging
+
+import minivit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECTION = re.compile(r"([A-Z]\w+):$")
@@ -43,29 +46,33 @@ def modules():
 
 
 @cache
-def chapters():
-    """For each file or folder of the package, the (title, page) of its chapters."""
+def chapters(module):
+    """The (title, page) of the chapters that teach a file, or a folder's files."""
+    path = module.replace(".", "/")
     found = {}
     for line in (ROOT / "README.md").read_text("utf-8").splitlines():
         if chapter := CHAPTER.search(line):
             for place in re.findall(r"`(minivit/[\w/]+)(?:\.py)?`", line):
-                found.setdefault(place.rstrip("/"), []).append(chapter.groups())
-    return found
+                if f"{place}/".startswith(f"{path}/"):
+                    found[chapter.groups()] = place
+    return list(found) or (chapters(module.rpartition(".")[0]) if "." in path else [])
 
 
 def entry(name, module, inside=None):
     """The full name under which the reference has a name, if it has."""
     if inside and inspect.isfunction(vars(inside).get(name)):
         return f"{module}.{inside.__name__}.{name}"
-    if name.startswith("minivit."):
-        where, _, name = name.rpartition(".")
-        places = [where] if where in modules() else modules()
+    where, _, short = name.rpartition(".")
+    if where == "minivit" and short in minivit.__all__:  # where is it defined?
+        same = getattr(minivit, short)
+        found = [m for m in modules() if vars(sys.modules[m]).get(short) is same]
+    elif where:
+        found = [where]
     else:
-        places = [module, *(m for m in modules() if m != "minivit.check")]
-    found = dict.fromkeys(place for place in places if name in modules().get(place, ()))
-    if module in found or len(found) == 1:
-        return f"{module if module in found else next(iter(found))}.{name}"
-    return None
+        found = [m for m in modules() if m != "minivit.check" and name in modules()[m]]
+        found = [module] if name in modules().get(module, ()) else found
+    (place, *others) = [m for m in found if short in modules().get(m, ())] or [None]
+    return f"{place}.{short}" if place and not others else None
 
 
 def inline(text, link):
@@ -76,14 +83,20 @@ def inline(text, link):
         target = link(code)
         return f":py:obj:`{code} <{target}>`" if target else f"``{code}``"
 
-    prose = re.compile(r"`([^`]+)`")
+    def plain(text):  # quotes and dots as well: Sphinx would make them curly
+        return re.sub(r"([\\*_|\".])", r"\\\1", text)
+
     parts, end = [], 0
-    for match in prose.finditer(text):
-        parts += [re.sub(r"([\\*_|])", r"\\\1", text[end : match.start()]), mark(match)]
+    for match in re.finditer(r"`([^`]+)`", text):
+        parts += [plain(text[end : match.start()]), mark(match)]
         end = match.end()
         if text[end : end + 1].isalnum():
             parts.append("\\ ")
-    return "".join([*parts, re.sub(r"([\\*_|])", r"\\\1", text[end:])])
+    return "".join([*parts, plain(text[end:])])
+
+
+def unlinked(code):
+    """Where a link would be one too many."""
 
 
 def entries(body):
@@ -112,9 +125,8 @@ def field(section, body, link, where):
     elif section in ("Returns", "Source"):
         yield f":{section.lower()}: {inline(' '.join(map(str.strip, body)), link)}"
     elif section == "Example":
-        yield from ["", ".. code-block:: python", ""]
-        yield from (f"   {line}" for line in body)
-        yield ""
+        yield from [":example:", "  .. code-block:: python", ""]
+        yield from (f"     {line}" for line in body)
     else:
         log.warning("docstring of %s: what is a section %s:?", where, section)
 
@@ -127,13 +139,10 @@ def to_rst(text, link, where):
         line = lines.pop(0)
         if not line.strip():
             continue
-        below = []
         indented = line.startswith(" ") or SECTION.match(line)
-        while lines and (
-            (not lines[0].strip() or lines[0].startswith(" "))
-            if indented
-            else lines[0].strip() and not lines[0].startswith(" ")
-        ):
+        inside = re.compile(r" |$" if indented else r".")  # more of this block
+        below = []
+        while lines and inside.match(lines[0]):
             below.append(lines.pop(0))
         if section := SECTION.match(line):
             body = textwrap.dedent("\n".join(below)).strip("\n").splitlines()
@@ -195,14 +204,17 @@ def describe(app, what, name, obj, options, lines):
         out += [f"- ``{value}``" for value in obj]
     if what == "module":
         out = letters("\n".join(out)).splitlines()
-        taught = chapters().get(name.replace(".", "/"), [])
-        if taught:
-            pages = ", ".join(f":doc:`{title} </book/{page}>`" for title, page in taught)
+        if taught := chapters(name):
+            pages = ", ".join(
+                f":doc:`{title} </book/{page}>`" for title, page in taught
+            )
             out += ["", f"*Taught in:* {pages}."]
     if what == "class" and dataclasses.is_dataclass(obj):
         settings = [f for f in dataclasses.fields(obj) if "help" in f.metadata]
         fields = [f":param {f.name}: {inline(setting(f), link)}" for f in settings]
-        first = next((i for i, line in enumerate(out) if line.startswith(":")), len(out))
+        first = next(
+            (i for i, line in enumerate(out) if line.startswith(":")), len(out)
+        )
         out[first:first] = fields
     lines[:] = [*out, ""]
 
@@ -218,35 +230,64 @@ def choose(app, what, name, obj, skip, options):
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
+def first_line(module, name):
+    """What a public name is, in a sentence."""
+    obj = getattr(importlib.import_module(module), name)
+    own = inspect.isclass(obj) or inspect.isroutine(obj)
+    text = inspect.getdoc(obj) if own else comment(module, name)
+    line = " ".join((text or "").partition("\n\n")[0].split())
+    return inline(re.split(r"(?<=\.) (?=[A-Z])", line)[0], unlinked)
+
+
 class Names(Directive):
-    """A table of the public names of modules, each with its first line."""
+    """For each module a table of its public names; for minivit, a line of them."""
 
     has_content = True
 
     def run(self):
-        rows = [".. list-table::", "   :class: names", ""]
+        rst = []
         for module in self.content:
+            if module == "minivit":
+                found = (
+                    (name, entry(f"minivit.{name}", "")) for name in minivit.__all__
+                )
+                rst += [", ".join(f":py:obj:`{n} <{full}>`" for n, full in found) + "."]
+                continue
+            about = importlib.import_module(module).__doc__.partition("\n")[0]
+            rst += [
+                "",
+                ".. list-table::",
+                "   :header-rows: 1",
+                "   :class: names",
+                "",
+            ]
+            rst += [
+                f"   * - :py:mod:`{module}`",
+                f"     - {inline(about, unlinked)}",
+            ]
             for name in modules()[module]:
-                obj = getattr(importlib.import_module(module), name)
-                text = inspect.getdoc(obj) or ""
-                if not (inspect.isclass(obj) or inspect.isroutine(obj)):
-                    text = comment(module, name)
-                first = " ".join(text.partition("\n\n")[0].split())
-                first = re.split(r"(?<=\.) (?=[A-Z])", first)[0]
-                target = f":py:obj:`{name} <{module}.{name}>`"
-                rows += [
-                    f"   * - {target}",
-                    f"     - {inline(first, lambda code: None)}",
-                ]
-        table = nodes.container()
-        self.state.nested_parse(StringList(rows, source="names"), 0, table)
-        return table.children
+                rst.append(f"   * - :py:obj:`{name} <{module}.{name}>`")
+                rst.append(f"     - {first_line(module, name)}")
+        parent = nodes.container()
+        self.state.nested_parse(StringList(rst, source="names"), 0, parent)
+        return parent.children
+
+
+def write_defaults(app, what, name, obj, options, signature, returned):
+    """Say what a default is that each call makes anew."""
+    if signature and dataclasses.is_dataclass(obj):
+        for f in dataclasses.fields(obj):
+            if f.default_factory is not dataclasses.MISSING:
+                made = repr(f.default_factory())
+                signature = signature.replace("<factory>", made, 1)
+    return signature, returned
 
 
 def setup(app):
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.viewcode")
     app.connect("autodoc-process-docstring", describe)
+    app.connect("autodoc-process-signature", write_defaults)
     app.connect("autodoc-skip-member", choose)
     app.add_directive("names", Names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
