@@ -25,6 +25,7 @@ from pathlib import Path
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
+from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
 import minivit
@@ -283,11 +284,28 @@ def write_defaults(app, what, name, obj, options, signature, returned):
     return signature, returned
 
 
+def mend_search(app, error):
+    """Let the search find places whose names hold dots, as those of objects do.
+
+    Sphinx looks for "#minivit.vit" as written, which to a browser is a class.
+    """
+    script = Path(app.outdir, "_static/searchtools.js")
+    if error or not script.exists():
+        return
+    text = script.read_text("utf-8")
+    lookup = '`[role="main"] ${anchor}`'
+    if text.count(lookup) != 1:
+        raise ExtensionError("searchtools.js is another: does it need mending still?")
+    mended = '`[role="main"] #${CSS.escape(anchor.slice(1))}`'
+    script.write_text(text.replace(lookup, mended), "utf-8")
+
+
 def setup(app):
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.viewcode")
     app.connect("autodoc-process-docstring", describe)
     app.connect("autodoc-process-signature", write_defaults)
     app.connect("autodoc-skip-member", choose)
+    app.connect("build-finished", mend_search)
     app.add_directive("names", Names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
