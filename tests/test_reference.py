@@ -123,7 +123,8 @@ def test_the_built_page_has_its_entries(page):
     assert sorted(entry["id"] for entry in entries) == sorted(expected)
     for entry in entries:
         what = {*entry.parent["class"]}
-        assert len(entry.find_next_sibling("dd").get_text().split()) > 2, entry["id"]
+        says = entry.find_next_sibling("dd").find("p", recursive=False)
+        assert len(says.get_text().split()) > 2, entry["id"]
         code = entry.select(".viewcode-link")
         assert code or what & {"data", "property"}, entry["id"]  # viewcode's limit
         for hidden in ("torch._C", "<factory>", "<object", "~"):
@@ -144,7 +145,9 @@ def test_the_built_page_has_no_loose_ends(page):
         known = "Parameters Returns Raises Source Attributes Example"
         assert field.get_text().strip(" :\n") in known.split()
     docstrings = [m.__doc__ for n, m in MODULES.items() if f":: {n}\n" in PAGES[page]]
-    for letters in re.findall(r"Letters for shapes: (.*)", "\n".join(docstrings)):
+    found = re.findall(r"Letters for shapes: (.*)", "\n".join(docstrings))
+    assert text.count("Letters for shapes: ") == text.count("Letters for") == len(found)
+    for letters in found:
         for letter in re.findall(r"\b([BLSEHDNKVCP]) [a-z]", letters):
             target = f"../glossary.html#term-{letter}"
             assert html.select(f'article section > p a[href="{target}"]'), letter

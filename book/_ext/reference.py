@@ -153,7 +153,8 @@ def to_rst(text, link, where):
         elif indented:  # an example, or code
             body = textwrap.dedent("\n".join([line, *below])).strip("\n").splitlines()
             if not body[0].startswith(">>>"):
-                out += [".. code-block:: python", ""]
+                shell = body[0].startswith(("python ", "torchrun "))
+                out += [f".. code-block:: {'sh' if shell else 'python'}", ""]
                 body = [f"   {code}" for code in body]
             out += [*body, ""]
         elif line.startswith(">>>"):
@@ -171,10 +172,10 @@ def comment(module, name):
 
 
 def letters(text):
-    """Link the letters of a module's last paragraph to the glossary."""
-    head, _, tail = text.partition("Letters for shapes: ")
+    """Link the letters in which a module writes shapes to the glossary."""
+    head, found, tail = text.partition("Letters for shapes: ")
     alphabet = r"(?<![\w·])([BLSEHDNKVCP]) (?=[a-z])"
-    return f"{head}Letters for shapes: " + re.sub(alphabet, r":term:`\1` ", tail)
+    return head + found + re.sub(alphabet, r":term:`\1` ", tail)
 
 
 def describe(app, what, name, obj, options, lines):
