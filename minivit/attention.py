@@ -179,7 +179,8 @@ class MultiHeadAttention(nn.Module):
 
         Raises:
             TypeError: the mask is not bool.
-            ValueError: a mask of three dimensions, or other values than keys.
+            ValueError: a mask of three dimensions, other values than keys, or as
+                `project`.
         """
         q, k, v = self.project(query, key, value, cache=cache)
         if mask is not None:
@@ -234,8 +235,13 @@ class MultiHeadAttention(nn.Module):
 
         Returns:
             (B, H, L, D), (B, H, S, D) and (B, H, S, D).
+
+        Raises:
+            ValueError: no keys or values, and no cache that holds them.
         """
-        if cache and key is None and value is None:
+        if key is None or value is None:
+            if not cache or key is not value:
+                raise ValueError("None for key and value needs a cache that holds them")
             return self._linear(query, 0), cache["key"], cache["value"]
         if query is key and key is value:  # one product instead of three
             q, k, v = map(self._split, self.in_proj(query).chunk(3, dim=-1))

@@ -5,6 +5,8 @@ Copy this file together with attention.py and layers.py into one folder.
 Letters for shapes: B batch, L target length, S source length, E embed, H heads.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -187,7 +189,7 @@ class Decoder(nn.Module):
         Returns:
             (B, L, E).
         """
-        masks = {"mask": mask, "memory_mask": memory_mask}
+        masks: dict[str, Any] = {"mask": mask, "memory_mask": memory_mask}
         for i, layer in enumerate(self.layers):
             if cache is not None:
                 x = layer(x, memory, **masks, cache=cache[i])

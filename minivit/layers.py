@@ -122,19 +122,19 @@ class DropPath(nn.Dropout):
         Huang et al. 2016, "Deep Networks with Stochastic Depth".
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop samples while training; hand x through otherwise.
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop samples while training; hand all through otherwise.
 
         Args:
-            x: (B, ...).
+            input: (B, ...).
 
         Returns:
             (B, ...).
         """
         if self.p == 0.0 or not self.training:
-            return x
-        keep = x.new_ones(x.size(0), *[1] * (x.dim() - 1))  # (B, 1, ..., 1)
-        return x * F.dropout(keep, self.p)
+            return input
+        keep = input.new_ones(len(input), *[1] * (input.dim() - 1))  # (B, 1, ..., 1)
+        return input * F.dropout(keep, self.p)
 
 
 class LayerScale(nn.Module):

@@ -198,19 +198,14 @@ def resample_positions(
         Dosovitskiy et al. 2021, section 3.2 (fine-tuning at higher resolution).
     """
     if pos_embed.dim() != 3 or pos_embed.size(0) != 1:
+        came = tuple(pos_embed.shape)
+        raise ValueError(f"pos_embed must have shape (1, tokens, width), got {came}")
+    num_patches = pos_embed.size(1) - num_prefix_tokens
+    if not 0 < num_patches <= pos_embed.size(1):
         raise ValueError(
-            f"pos_embed must have shape (1, tokens, width), "
-            f"got {tuple(pos_embed.shape)}"
+            f"{num_prefix_tokens=} must leave patches of {pos_embed.size(1)} tokens"
         )
-    if not 0 <= num_prefix_tokens < pos_embed.size(1):
-        raise ValueError(
-            f"num_prefix_tokens={num_prefix_tokens} must leave patches of "
-            f"{pos_embed.size(1)} tokens"
-        )
-    prefix, grid = pos_embed.split(
-        [num_prefix_tokens, pos_embed.size(1) - num_prefix_tokens], dim=1
-    )
-    num_patches = grid.size(1)
+    prefix, grid = pos_embed.split([num_prefix_tokens, num_patches], dim=1)
     old = _pair(round(num_patches**0.5) if old_grid_size is None else old_grid_size)
     new = _pair(grid_size)
     if old[0] * old[1] != num_patches:

@@ -175,9 +175,12 @@ def test_a_refused_call_leaves_the_cache_as_it_was():
 @pytest.mark.parametrize("cache", [None, {}])
 def test_without_keys_anywhere_nothing_is_guessed(cache):
     module, x = MultiHeadAttention(8, 2), torch.randn(2, 3, 8)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="needs a cache"):
         module(x, None, None, cache=cache)
     assert not cache
+    module(x, x, x, cache=(full := {}))
+    with pytest.raises(ValueError, match="needs a cache"):
+        module(x, x, None, cache=full)
 
 
 @pytest.mark.parametrize("leading", [(), (2, 3)])

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from models import SEQ2SEQ, seq2seq, vit
 from torch import nn
 
 import minivit
@@ -23,8 +24,6 @@ from minivit import (
     MultiHeadAttention,
     PatchEmbed,
     SinusoidalPositions,
-    Transformer,
-    ViT,
     beam_search,
     causal_mask,
     data,
@@ -42,25 +41,6 @@ from minivit import (
 )
 from minivit.attention import attention
 
-SEQ2SEQ = {
-    "src_vocab_size": 9,
-    "tgt_vocab_size": 7,
-    "embed_dim": 8,
-    "num_heads": 2,
-    "num_layers": 1,
-    "mlp_dim": 8,
-    "max_len": 6,
-}
-IMAGE = {
-    "image_size": (8, 12),
-    "patch_size": 4,
-    "in_channels": 2,
-    "num_classes": 3,
-    "embed_dim": 8,
-    "num_layers": 1,
-    "num_heads": 2,
-    "mlp_dim": 8,
-}
 IDS = {"bos_id": 1, "eos_id": 2, "max_len": 5}
 
 
@@ -70,14 +50,6 @@ def zeros(*shape, dtype=torch.float32):
 
 def ids(*shape, value=1):
     return torch.full(shape, value)
-
-
-def seq2seq(**changes):
-    return Transformer(**{**SEQ2SEQ, **changes})
-
-
-def vit(**changes):
-    return ViT(**{**IMAGE, **changes})
 
 
 def see(q=(2, 3, 4), k=(2, 5, 4), v=(2, 5, 6), mask=None):
@@ -275,21 +247,21 @@ for name in ("src", "tgt"):
         for case, x, error, *found in [
             ("too high", ids(1, 3, value=size), V, f"to {size}", f"{size} tokens"),
             ("negative", ids(1, 3, value=-2), V, "from -2", f"{size} tokens"),
-            ("long", ids(1, 7), V, "0 to 6", "max_len=6"),
+            ("long", ids(1, 11), V, "0 to 10", "max_len=10"),
         ]
     ]
 TRANSFORMER += [
     ("heads", lambda: seq2seq(num_heads=3), V, "embed_dim=8", "num_heads=3"),
     ("odd width", lambda: seq2seq(embed_dim=9, num_heads=3), V, "even", "9"),
     ("activation", lambda: seq2seq(activation="elu"), V, "'gelu', 'relu'", "'elu'"),
-    ("pad beyond", lambda: seq2seq(pad_id=7), V, "pad_id=7", "9 and 7 tokens"),
+    ("pad beyond", lambda: seq2seq(pad_id=9), V, "pad_id=9", "11 and 9 tokens"),
     ("pad negative", lambda: seq2seq(pad_id=-1), V, "pad_id=-1"),
     (
         "sharing",
         lambda: seq2seq(share_embeddings=True),
         V,
-        "src_vocab_size=9",
-        "tgt_vocab_size=7",
+        "src_vocab_size=11",
+        "tgt_vocab_size=9",
     ),
     (
         "memory mask",
@@ -314,14 +286,14 @@ for search in (greedy_search, sample, beam_search):
     GENERATE += [
         (f"{name} {case}", partial(write, search, **a), V, *found)
         for case, a, *found in [
-            ("max_len 0", {"max_len": 0}, "max_len", "between 1 and", "6", "got 0"),
-            ("max_len 7", {"max_len": 7}, "model's 6", "got 7"),
-            ("bos beyond", {"bos_id": 7}, "bos_id=7", "7 tokens"),
-            ("eos beyond", {"eos_id": 7}, "eos_id=7", "7 tokens"),
-            ("eos negative", {"eos_id": -1}, "eos_id=-1", "7 tokens"),
+            ("max_len 0", {"max_len": 0}, "max_len", "between 1 and", "10", "got 0"),
+            ("max_len 11", {"max_len": 11}, "model's 10", "got 11"),
+            ("bos beyond", {"bos_id": 9}, "bos_id=9", "9 tokens"),
+            ("eos beyond", {"eos_id": 9}, "eos_id=9", "9 tokens"),
+            ("eos negative", {"eos_id": -1}, "eos_id=-1", "9 tokens"),
             ("bos is pad", {"bos_id": 0}, "bos_id=0", "pad_id=0"),
             ("eos is pad", {"eos_id": 0}, "eos_id=0", "pad_id=0"),
-            ("source ids", {"src": ids(1, 4, value=9)}, "to 9", "9 tokens"),
+            ("source ids", {"src": ids(1, 4, value=11)}, "to 11", "11 tokens"),
         ]
     ]
 GENERATE += [
@@ -376,8 +348,8 @@ LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 DATA = [
     ("photograph", lambda: data.load_photograph("cat"), V, "china", "flower", "'cat'"),
     ("split", lambda: data.split(zeros(6, 2), LABELS[:5]), V, "6 images", "5 labels"),
-    ("split share", lambda: data.split(zeros(6, 2), LABELS, test_size=1.5), V, "1.5"),
-    ("split all", lambda: data.split(zeros(6, 2), LABELS, test_size=6), V, "6"),
+    ("split share", lambda: data.split(zeros(6, 2), LABELS, val_size=1.5), V, "1.5"),
+    ("split all", lambda: data.split(zeros(6, 2), LABELS, val_size=6), V, "6"),
     (
         "split nan",
         lambda: data.split(with_bad(NAN, 6, 3), LABELS),
@@ -398,7 +370,7 @@ DATA = [
 TRAIN = [
     ("epochs", lambda: learn(epochs=0), V, "epochs", "0 and 2"),
     ("batch size", lambda: learn(batch_size=0), V, "batch_size", "1 and 0"),
-    ("warm-up", lambda: learn(warmup=1.0), V, "[0, 1)", "1.0"),
+    ("warm-up", lambda: learn(warmup_ratio=1.0), V, "[0, 1)", "1.0"),
     ("warm-up -1", lambda: train.warmup_cosine(0, 5, -0.1), V, "[0, 1)", "-0.1"),
     ("smoothing", lambda: learn(label_smoothing=1.5), V, "[0, 1)", "1.5"),
     ("learning rate", lambda: learn(lr=-1.0), V, "learning rate", "-1.0"),
@@ -543,7 +515,7 @@ def test_torch_refuses_the_rest(case):
 def test_nothing_in_nothing_out():
     """An empty batch is no mistake; an empty source is one that nobody looks at."""
     assert vit()(zeros(0, 2, 8, 12)).shape == (0, 3)
-    assert seq2seq()(ids(0, 3), ids(0, 2)).shape == (0, 2, 7)
+    assert seq2seq()(ids(0, 3), ids(0, 2)).shape == (0, 2, 9)
     assert look(k=(2, 0, 8), v=(2, 0, 8)).isfinite().all()
     assert look(q=(0, 3, 8), k=(0, 5, 8), v=(0, 5, 8)).shape == (0, 3, 8)
 
@@ -565,5 +537,5 @@ def test_the_same_calls_without_the_mistakes_succeed():
     vit()(zeros(1, 2, 8, 12))
     learn()
     judge()
-    data.split(zeros(6, 2), LABELS, test_size=3)
+    data.split(zeros(6, 2), LABELS, val_size=3)
     plots.heatmap(zeros(2, 3), rows="ab", columns="abc")

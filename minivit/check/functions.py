@@ -22,6 +22,8 @@ from .properties import (
     changed_in_place,
     check_means,
     copy_of,
+    eval_copy,
+    exact_inputs,
     in_half,
     mask_as,
     not_repeatable,
@@ -34,12 +36,16 @@ from .report import (
     SOFTMAX_LINE,
     Finding,
     Report,
+    checker,
     close,
+    differs,
     from_exception,
     run,
+    seed_all,
 )
 
 
+@checker
 def attention(
     fn: Callable[..., Any],
     *,
@@ -86,6 +92,10 @@ def attention(
         if isinstance(result, Mapping):
             result = tuple(result.values())
         return result[0], result[1] if len(result) > 1 else None
+
+    q, k, v = exact_inputs(
+        lambda q, k, v: [call(q, k, v)[0], call(q, k, v, mask)[0]], q, k, v
+    )
 
     # Later checks are held against what the function does without a mask, be that right
     # or a known mistake, so that one mistake makes one finding.
@@ -143,7 +153,7 @@ def attention(
                     return mistake.finding()
         other = v.clone()
         other[:, :, 3] += change_of(other[:, :, 3])
-        sees = (call(q, k, other, mask)[0] - output).abs().sum(dim=(1, 3)) > 1e-9
+        sees = differs(call(q, k, other, mask)[0], output).any(-1).any(1)  # (B, L)
         if bool((sees == mask[:, 0, :, 3]).all()):
             return (
                 None
@@ -316,13 +326,13 @@ def attention(
             ("weights", weights),
             ("map", weights_masked),
             ("order", order),
+            ("in place", untouched),
             (
                 "repeatable",
                 lambda: not_repeatable(
                     lambda: call(q, k, v, mask)[0], lambda: call(q, k, v, ~mask | first)
                 ),
             ),
-            ("in place", untouched),
         ],
     )
 
@@ -541,6 +551,7 @@ MASK_MISTAKES = [
 ]
 
 
+@checker
 def causal_mask(fn: Callable[..., Tensor], *, mask_means: str = "look") -> Report:
     """Check a function that makes a causal mask.
 
@@ -616,6 +627,7 @@ def causal_mask(fn: Callable[..., Tensor], *, mask_means: str = "look") -> Repor
     )
 
 
+@checker
 def padding_mask(fn: Callable[..., Tensor], *, mask_means: str = "look") -> Report:
     """Check a function that makes a padding mask from lengths.
 
@@ -686,6 +698,7 @@ def padding_mask(fn: Callable[..., Tensor], *, mask_means: str = "look") -> Repo
     return run("padding_mask", [("shape", shape), ("values", values)])
 
 
+@checker
 def sinusoidal_positions(fn: Callable[[int, int], Tensor]) -> Report:
     """Check a function that makes the table of sinusoidal positions.
 
@@ -825,22 +838,31 @@ def sinusoidal_positions(fn: Callable[[int, int], Tensor]) -> Report:
     )
 
 
-def layer_norm(fn: Callable[[Tensor], Tensor], *, eps: float = 1e-5) -> Report:
+@checker
+def layer_norm(fn: Callable[[Tensor], Tensor], *, eps: float | None = None) -> Report:
     """Check a layer normalisation, a function or a module.
 
     Args:
         fn: called with x (B, L, E), E = 6; scale one and shift zero.
-        eps: the small number it uses.
+        eps: the small number it uses; the module's attribute if not given, else 1e-5.
 
     Returns:
         The report.
     """
+    known = getattr(fn, "eps", None) if eps is None else eps
+    expected = 1e-5 if known is None else float(known)
+    own = eval_copy(fn, torch.float32)
     g = torch.Generator().manual_seed(0)
-    # Small numbers, so that the place of eps shows.
-    x = torch.randn(4, 5, 6, generator=g) * 0.01 + 0.3
+    # Small numbers, so that the place of eps shows. Their mean is as small as their
+    # deviation: E[x²] - E[x]² would lose its digits otherwise.
+    x = torch.randn(4, 5, 6, generator=g) * 0.01 + 0.01
 
     def variant(
-        over: tuple[int, ...], unbiased: bool, outside: bool, root: bool
+        over: tuple[int, ...],
+        unbiased: bool,
+        outside: bool,
+        root: bool,
+        eps: float = expected,
     ) -> Tensor:
         mean = x.mean(over, keepdim=True)
         variance = x.var(over, keepdim=True, unbiased=unbiased)
@@ -854,9 +876,26 @@ def layer_norm(fn: Callable[[Tensor], Tensor], *, eps: float = 1e-5) -> Report:
     place = "the line with the square root"
 
     def values() -> Finding | None:
-        got = fn(x.clone())
+        got, constant = own(x.clone()), own(torch.zeros_like(x))
+        if not constant.isfinite().all():
+            return Finding(
+                "values",
+                "a constant input gives NaN or inf",
+                "eps is missing: a constant input is 0/0",
+                place,
+            )
         if close(got, variant(features, False, False, True), 1e-4):
             return None
+        for other in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 0.0):
+            if close(got, variant(features, False, False, True, other), 1e-4):
+                return Finding(
+                    "values",
+                    "outputs differ from nn.LayerNorm's, but for another eps they do "
+                    "not",
+                    f"eps is {other or 'smaller than 1e-7'}, not {expected} (or say "
+                    "eps=…)",
+                    place,
+                )
         for cause, where, wrong in (
             (
                 "the deviation is the unbiased one (divided by E - 1), and eps stands "
@@ -873,11 +912,6 @@ def layer_norm(fn: Callable[[Tensor], Tensor], *, eps: float = 1e-5) -> Report:
                 "eps is added to the deviation, outside the root",
                 place,
                 variant(features, False, True, True),
-            ),
-            (
-                "eps is missing: a constant input is 0/0",
-                place,
-                (x - x.mean(-1, True)) / x.var(-1, unbiased=False, keepdim=True).sqrt(),
             ),
             (
                 "the square root of the variance is missing",
@@ -907,7 +941,7 @@ def layer_norm(fn: Callable[[Tensor], Tensor], *, eps: float = 1e-5) -> Report:
             (
                 "the mean is not subtracted (RMS norm)",
                 "the numerator",
-                x * (x.square().mean(-1, keepdim=True) + eps).rsqrt(),
+                x * (x.square().mean(-1, keepdim=True) + expected).rsqrt(),
             ),
             (
                 "x is divided by √E: nothing is normalised",
@@ -927,20 +961,20 @@ def layer_norm(fn: Callable[[Tensor], Tensor], *, eps: float = 1e-5) -> Report:
         )
 
     def gain_and_shift() -> Finding | None:
-        if not isinstance(fn, nn.Module) or len(list(fn.parameters())) != 2:
+        if not isinstance(own, nn.Module) or len(list(own.parameters())) != 2:
             return None
         if values() is not None:
             return None  # said already
-        own = copy_of(fn)
-        one, two = own.parameters()
+        changed = copy_of(own)
+        one, two = changed.parameters()
         if one.numel() != 6 or two.numel() != 6:
             return None
         with torch.no_grad():
             one.copy_(torch.linspace(1, 2, 6).view_as(one))
             two.copy_(torch.linspace(-3, 5, 6).view_as(two))
-        got = own(x.clone())
+        got = changed(x.clone())
         for gain, shift in ((one, two), (two, one)):
-            want = F.layer_norm(x, (6,), gain.flatten(), shift.flatten(), eps)
+            want = F.layer_norm(x, (6,), gain.flatten(), shift.flatten(), expected)
             if close(got, want, 1e-4):
                 return None
         return Finding(
@@ -953,14 +987,15 @@ def layer_norm(fn: Callable[[Tensor], Tensor], *, eps: float = 1e-5) -> Report:
     return run(
         "layer_norm",
         [
-            ("shape", lambda: wrong_shape(fn(x.clone()), (4, 5, 6))),
+            ("shape", lambda: wrong_shape(own(x.clone()), (4, 5, 6))),
             ("values", values),
             ("gain", gain_and_shift),
-            ("in place", lambda: changed_in_place(fn, x)),
+            ("in place", lambda: changed_in_place(own, x)),
         ],
     )
 
 
+@checker
 def patchify(
     fn: Callable[[Tensor, int], Tensor], *, channels_first: bool = False
 ) -> Report:
@@ -1037,6 +1072,7 @@ def patchify(
     )
 
 
+@checker
 def generate(
     fn: Callable[..., Tensor], *, includes_bos: bool = False, max_len: int = 8
 ) -> Report:
@@ -1054,7 +1090,7 @@ def generate(
     bos, eos, pad = 1, 2, 0
 
     def model(seed: int, dropout: float = 0.0) -> Transformer:
-        torch.manual_seed(seed)
+        seed_all(seed)
         m = Transformer(
             src_vocab_size=9,
             tgt_vocab_size=9,
@@ -1209,6 +1245,7 @@ def generate(
     )
 
 
+@checker
 def accumulation(fn: Callable[..., Any]) -> Report:
     """Check a function that makes one update from several micro-batches.
 
@@ -1227,7 +1264,7 @@ def accumulation(fn: Callable[..., Any]) -> Report:
 
     def update(fn: Callable[..., Any]) -> tuple[Tensor, int]:
         """Return how the weight changed, and how far the schedule moved."""
-        torch.manual_seed(0)
+        seed_all(0)
         model = nn.Linear(4, 3)
         before = model.weight.detach().clone()
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -1270,6 +1307,7 @@ def accumulation(fn: Callable[..., Any]) -> Report:
     return run("accumulation", [("gradient", gradient), ("schedule", schedule)])
 
 
+@checker
 def vocabulary(fn: Callable[..., Iterable[str]]) -> Report:
     """Check that a vocabulary is made of the training texts only.
 
