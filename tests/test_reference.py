@@ -142,7 +142,7 @@ def test_the_built_page_has_no_loose_ends(page):
     assert "`" not in text
     assert "“" not in text
     for field in html.select("dl.py dl.field-list > dt"):
-        known = "Parameters Returns Raises Source Attributes Example"
+        known = "Parameters Returns Yields Raises Source Attributes Example"
         assert field.get_text().strip(" :\n") in known.split()
     docstrings = [m.__doc__ for n, m in MODULES.items() if f":: {n}\n" in PAGES[page]]
     found = re.findall(r"Letters for shapes: (.*)", "\n".join(docstrings))

@@ -120,11 +120,11 @@ def field(section, body, link, where):
     if section in kinds and listed:
         for name, text in entries(body):
             yield f":{kinds[section]} {name}: {inline(text, link)}"
-    elif section in ("Returns", "Attributes") and listed:
+    elif section in ("Returns", "Yields", "Attributes") and listed:
         yield f":{section.lower()}:"
         for name, text in entries(body):
             yield f"  - **{name}** – {inline(text, link)}"
-    elif section in ("Returns", "Source"):
+    elif section in ("Returns", "Yields", "Source"):
         yield f":{section.lower()}: {inline(' '.join(map(str.strip, body)), link)}"
     elif section == "Example":
         yield from [":example:", "  .. code-block:: python", ""]
@@ -224,8 +224,9 @@ def describe(app, what, name, obj, options, lines):
 
 def setting(field):
     """What a setting means, and what it may be."""
-    choices = field.metadata.get("choices")
-    return field.metadata["help"] + (f"; {', '.join(choices)}" if choices else "")
+    means = field.metadata
+    allowed = means.get("within") or ", ".join(means.get("choices") or ())
+    return means["help"] + (f"; {allowed}" if allowed else "")
 
 
 def choose(app, what, name, obj, skip, options):
