@@ -1,7 +1,9 @@
 """minivit: the Transformer and the Vision Transformer, readable and checked."""
 
 from .attention import MultiHeadAttention, causal_mask, padding_mask
-from .generate import beam_search, greedy_search, sample
+from .decoder import Decoder, DecoderLayer
+from .encoder import Encoder, EncoderLayer
+from .generation import beam_search, greedy_search, sample
 from .layers import DropPath, FeedForward, LayerNorm, LayerScale
 from .positions import (
     LearnedPositions,
@@ -14,7 +16,7 @@ from .positions import (
 from .predict import load
 from .train import evaluate, fit
 from .transfer import pretrained
-from .transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, Transformer
+from .transformer import Transformer
 from .vit import (
     PatchEmbed,
     ViT,

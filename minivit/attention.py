@@ -37,17 +37,16 @@ def attention(
 
     Raises:
         TypeError: the mask is not bool.
-        ValueError: the shapes do not fit.
+        ValueError: a mask of three dimensions for scores of four.
 
     Source:
         Vaswani et al. 2017, "Attention Is All You Need", equation 1.
     """
-    _check_shapes(query, key, value)
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.size(-1))  # (..., L, S)
     if mask is None:
         weights = scores.softmax(dim=-1)
     else:
-        _check_mask(mask, scores.shape)
+        _check_mask(mask, scores.dim())
         # The lowest finite number rather than -inf: a row in which everything is
         # hidden stays free of NaN, and the second fill then turns it into zeros.
         lowest = torch.finfo(scores.dtype).min
@@ -76,18 +75,15 @@ def causal_mask(
         (L, S) bool, True = may look.
 
     Raises:
-        ValueError: a length is below one, or there are fewer keys than queries.
+        ValueError: there are fewer keys than queries.
 
     >>> causal_mask(2, 3)
     tensor([[ True,  True, False],
             [ True,  True,  True]])
     """
     key_len = query_len if key_len is None else key_len
-    if not 1 <= query_len <= key_len:
-        raise ValueError(
-            f"causal_mask needs 1 <= query_len <= key_len, "
-            f"got query_len={query_len} and key_len={key_len}"
-        )
+    if query_len > key_len:
+        raise ValueError(f"query_len={query_len} is larger than key_len={key_len}")
     look = torch.ones(query_len, key_len, dtype=torch.bool, device=device)
     return look.tril(diagonal=key_len - query_len)
 
@@ -103,33 +99,17 @@ def padding_mask(lengths: Tensor, max_len: int | None = None) -> Tensor:
         (B, 1, 1, S) bool, True = may look; broadcasts over heads and queries.
 
     Raises:
-        TypeError: the lengths are not integers.
-        ValueError: no sequence, a negative length, or one beyond `max_len`.
+        TypeError: the lengths are not one integer a sequence.
 
     >>> padding_mask(torch.tensor([1, 3])).squeeze()
     tensor([[ True, False, False],
             [ True,  True,  True]])
     """
     lengths = torch.as_tensor(lengths)
-    if (
-        lengths.is_floating_point()
-        or lengths.is_complex()
-        or lengths.dtype == torch.bool
-    ):
-        raise TypeError(f"lengths must be integers, got {lengths.dtype}")
-    if lengths.dim() != 1 or lengths.numel() == 0:
-        raise ValueError(
-            f"lengths must have shape (B,) with B >= 1, got {tuple(lengths.shape)}"
-        )
-    shortest, longest = int(lengths.min()), int(lengths.max())
-    max_len = longest if max_len is None else max_len
-    if max_len < 1:
-        raise ValueError(f"max_len must be at least 1, got {max_len}")
-    if shortest < 0 or longest > max_len:
-        raise ValueError(
-            f"lengths must lie between 0 and max_len={max_len}, "
-            f"got {shortest} to {longest}"
-        )
+    if lengths.dim() != 1 or lengths.dtype not in (torch.int32, torch.int64):
+        came = f"{lengths.dtype} {tuple(lengths.shape)}"
+        raise TypeError(f"lengths must be integers of shape (B,), got {came}")
+    max_len = int(lengths.max()) if max_len is None else max_len
     look = torch.arange(max_len, device=lengths.device) < lengths[:, None]  # (B, S)
     return look[:, None, None, :]  # (B, 1, 1, S)
 
@@ -144,7 +124,7 @@ class MultiHeadAttention(nn.Module):
         bias: whether the four projections have a bias.
 
     Raises:
-        ValueError: `num_heads` does not divide `embed_dim`, or `dropout` is no share.
+        ValueError: `num_heads` does not divide `embed_dim`.
 
     Source:
         Vaswani et al. 2017, section 3.2.2.
@@ -159,12 +139,8 @@ class MultiHeadAttention(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        if embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
-            raise ValueError(
-                f"embed_dim={embed_dim} must be divisible by num_heads={num_heads}"
-            )
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        if embed_dim % num_heads:
+            raise ValueError(f"{embed_dim=} must be divisible by {num_heads=}")
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.dropout = dropout
@@ -192,20 +168,30 @@ class MultiHeadAttention(nn.Module):
             key: (B, S, E); None if a cache holds all keys already.
             value: (B, S, E); None likewise.
             mask: bool, broadcastable to (B, H, L, S); True = may look.
-            cache: keys and values of earlier calls, see `project`; S counts them too.
+            cache: a dict for this module that lives as long as one decoding, empty at
+                first. It collects keys and values, and S counts all that it holds.
+                Self-attention hands over the newest tokens at each step;
+                cross-attention hands over the memory once, and None from then on (the
+                memory again would stand in the cache twice).
 
         Returns:
             (B, L, E).
 
         Raises:
             TypeError: the mask is not bool.
-            ValueError: a shape does not fit, or there are no keys anywhere.
+            ValueError: a mask of three dimensions, other values than keys, or as
+                `project`.
         """
         q, k, v = self.project(query, key, value, cache=cache)
-        self._check_mask(mask, q, k)
+        if mask is not None:
+            _check_mask(mask, q.dim())
+        if k.shape != v.shape:  # the kernel would read memory that is not there
+            raise ValueError(f"keys {tuple(k.shape)}, but values {tuple(v.shape)}")
         mixed = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
         )
+        if cache is not None:
+            cache.update(key=k, value=v)
         return self.out_proj(self._merge(mixed))
 
     def attend(
@@ -225,10 +211,9 @@ class MultiHeadAttention(nn.Module):
 
         Raises:
             TypeError: the mask is not bool.
-            ValueError: a shape does not fit.
+            ValueError: a mask of three dimensions.
         """
         q, k, v = self.project(query, key, value)
-        self._check_mask(mask, q, k)
         mixed, weights = attention(q, k, v, mask=mask)
         return self.out_proj(self._merge(mixed)), weights
 
@@ -246,37 +231,25 @@ class MultiHeadAttention(nn.Module):
             query: (B, L, E).
             key: (B, S, E); None if a cache holds all keys already.
             value: (B, S, E); None likewise.
-            cache: a dict that lives as long as one decoding, empty at first. New keys
-                and values are appended to what it holds, and all of it is returned.
-                Self-attention hands over the newest tokens at each step;
-                cross-attention hands over the memory once, and None from then on (the
-                memory again would stand in the cache twice).
+            cache: keys and values of earlier calls, which stand before the new ones.
 
         Returns:
-            (B, H, L, D), (B, H, S, D) and (B, H, S, D); with a cache, S counts all
-            that it holds.
+            (B, H, L, D), (B, H, S, D) and (B, H, S, D).
 
         Raises:
-            ValueError: a shape does not fit, or there are no keys anywhere.
+            ValueError: no keys or values, and no cache that holds them.
         """
         if key is None or value is None:
-            if key is not value or not cache:
-                raise ValueError(
-                    "key and value may only be None together, and with a cache that "
-                    "holds earlier ones"
-                )
-            self._check_input(cache, query=query)
+            if not cache or key is not value:
+                raise ValueError("None for key and value needs a cache that holds them")
             return self._linear(query, 0), cache["key"], cache["value"]
-        self._check_input(cache, query=query, key=key, value=value)
         if query is key and key is value:  # one product instead of three
             q, k, v = map(self._split, self.in_proj(query).chunk(3, dim=-1))
         else:
             q, k, v = map(self._linear, (query, key, value), range(3))
-        if cache is not None:
-            if cache:
-                k = torch.cat([cache["key"], k], dim=2)  # (B, H, S, D)
-                v = torch.cat([cache["value"], v], dim=2)  # (B, H, S, D)
-            cache.update(key=k, value=v)
+        if cache:
+            k = torch.cat([cache["key"], k], dim=-2)  # (B, H, S, D)
+            v = torch.cat([cache["value"], v], dim=-2)  # (B, H, S, D)
         return q, k, v
 
     def _linear(self, x: Tensor, part: int) -> Tensor:
@@ -286,79 +259,18 @@ class MultiHeadAttention(nn.Module):
         return self._split(F.linear(x, self.in_proj.weight[rows], bias))
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, L, D)
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)  # (B, H, L, D)
 
     def _merge(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).flatten(2)  # (B, L, E)
-
-    def _check_input(self, cache: dict[str, Tensor] | None, **inputs: Tensor) -> None:
-        for name, x in inputs.items():
-            if x.dim() != 3 or x.size(-1) != self.embed_dim or 0 in x.shape:
-                raise ValueError(
-                    f"{name} must have shape (batch, length, {self.embed_dim}) "
-                    f"with nothing empty, got {tuple(x.shape)}"
-                )
-        sizes = [x.size(0) for x in (*inputs.values(), *(cache or {}).values())]
-        if any(size != sizes[0] for size in sizes):
-            raise ValueError(
-                f"query, key, value and what a cache holds must share the batch size, "
-                f"got {', '.join(map(str, sizes))}"
-            )
-        lengths = [inputs[name].size(1) for name in ("key", "value") if name in inputs]
-        if any(length != lengths[0] for length in lengths):
-            raise ValueError(
-                f"key and value must have the same length, "
-                f"got {lengths[0]} and {lengths[1]}"
-            )
-
-    @staticmethod
-    def _check_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> None:
-        if mask is None:
-            return
-        shape = torch.Size([q.size(0), q.size(1), q.size(2), k.size(2)])
-        if mask.dim() == 3:  # (B, L, S) would broadcast its batch over the heads
-            raise ValueError(
-                f"mask has shape {tuple(mask.shape)}: with three dimensions the batch "
-                f"would be taken for the heads; expected (L, S) or (B, 1, L, S)"
-            )
-        _check_mask(mask, shape)
+        return x.transpose(-3, -2).flatten(-2)  # (B, L, E)
 
 
-def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        if x.dim() < 2 or 0 in x.shape:
-            raise ValueError(
-                f"{name} must have shape (..., length, width) with nothing empty, "
-                f"got {tuple(x.shape)}"
-            )
-    if query.size(-1) != key.size(-1):
-        raise ValueError(
-            f"query and key must have the same width, "
-            f"got {query.size(-1)} and {key.size(-1)}"
-        )
-    if key.size(-2) != value.size(-2):
-        raise ValueError(
-            f"key and value must have the same length, "
-            f"got {key.size(-2)} and {value.size(-2)}"
-        )
-    fronts = [x.shape[:-2] for x in (query, key, value)]
-    try:
-        torch.broadcast_shapes(*fronts)
-    except RuntimeError:
-        raise ValueError(
-            f"query, key and value must agree before the last two dimensions, "
-            f"got {', '.join(str(tuple(front)) for front in fronts)}"
-        ) from None
-
-
-def _check_mask(mask: Tensor, shape: torch.Size) -> None:
-    if mask.dtype != torch.bool:
+def _check_mask(mask: Tensor, dims: int) -> None:
+    """Refuse the two masks that would be taken for something else."""
+    if mask.dtype != torch.bool:  # a float mask would be added to the scores
         raise TypeError(f"mask must be bool (True = may look), got {mask.dtype}")
-    missing = len(shape) - mask.dim()  # dimensions that broadcasting puts in front
-    fits = missing >= 0 and all(
-        have in (1, want) for have, want in zip(mask.shape, shape[missing:])
-    )
-    if not fits:
+    if mask.dim() == 3 and dims == 4:  # its batch would become the heads
         raise ValueError(
-            f"mask of shape {tuple(mask.shape)} does not broadcast to {tuple(shape)}"
+            f"the first of the mask's dimensions {tuple(mask.shape)} would be taken "
+            f"for the heads; expected (L, S) or (B, 1, L, S)"
         )

@@ -279,18 +279,7 @@ def _check(
     state_dict: StateDict, library: str, expected: Mapping[str, list[str]]
 ) -> None:
     """Raise one error that names everything which does not fit."""
-    votes: dict[str, Counter[int]] = defaultdict(Counter)
-    for name, shape in expected.items():
-        came = _shape(state_dict.get(name))
-        if len(came) == len(shape):
-            for letter, size in zip(shape, came):
-                votes[letter][size] += 1
-    # A letter means the size on which most tensors agree.
-    sizes = {letter: count.most_common(1)[0][0] for letter, count in votes.items()}
-    sizes["1"] = 1
-    if "E" in sizes:
-        sizes["3E"] = 3 * sizes["E"]
-
+    sizes = _sizes(state_dict, expected)
     wrong = []
     for name, shape in expected.items():
         want = tuple(sizes.get(letter, letter) for letter in shape)
@@ -312,6 +301,20 @@ def _check(
             if names:
                 lines += [f"{problem} ({len(names)}):", *(f"  {n}" for n in names)]
         raise ValueError("\n".join(lines))
+
+
+def _sizes(state_dict: StateDict, expected: Mapping[str, list[str]]) -> dict[str, int]:
+    """Find what each letter means: the size on which most tensors agree."""
+    votes: dict[str, Counter[int]] = defaultdict(Counter)
+    for name, shape in expected.items():
+        came = _shape(state_dict.get(name))
+        if len(came) == len(shape):
+            for letter, size in zip(shape, came):
+                votes[letter][size] += 1
+    sizes = {letter: count.most_common(1)[0][0] for letter, count in votes.items()}
+    if "E" in sizes:
+        sizes["3E"] = 3 * sizes["E"]
+    return sizes | {"1": 1}
 
 
 def _shape(value: object) -> tuple[int, ...]:

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 __all__ = [
-    "attention_maps",
+    "attention_heads",
     "band",
     "confusion_matrix",
     "heatmap",
@@ -171,11 +171,9 @@ def heatmap(
     ):
         if labels is not None and len(labels) != size:
             raise ValueError(f"got {size} {name} but {len(labels)} labels")
-    form = ".2f" if values.is_floating_point() else ".0f"
-    values = values.detach().cpu().float()
     if ax is None:
         _, ax = plt.subplots(figsize=(4.6, 3.6))
-    picture = ax.imshow(values.numpy(), **imshow)
+    picture = ax.imshow(values.detach().cpu().float().numpy(), **imshow)
     ax.grid(False)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if columns is not None:
@@ -184,11 +182,16 @@ def heatmap(
     if rows is not None:
         ax.set_yticks(range(len(rows)), rows)
     if numbers:
-        for (i, j), value in zip(
-            torch.cartesian_prod(*map(torch.arange, values.shape)).tolist(),
-            values.flatten().tolist(),
-            strict=True,
-        ):
+        _write_numbers(values, picture, ax)
+    ax.figure.colorbar(picture, ax=ax, shrink=0.85)
+    return ax.figure  # pyright: ignore[reportReturnType]
+
+
+def _write_numbers(values: Tensor, picture: AxesImage, ax: Axes) -> None:
+    """Write each value into its cell, in the colour that can be read there."""
+    form = ".2f" if values.is_floating_point() else ".0f"
+    for i, row in enumerate(values.tolist()):
+        for j, value in enumerate(row):
             red, green, blue, _ = picture.cmap(picture.norm(value))
             dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
             ax.text(
@@ -200,11 +203,9 @@ def heatmap(
                 fontsize=9,
                 color="white" if dark else "black",
             )
-    ax.figure.colorbar(picture, ax=ax, shrink=0.85)
-    return ax.figure  # pyright: ignore[reportReturnType]
 
 
-def attention_maps(
+def attention_heads(
     weights: Tensor,
     *,
     queries: Sequence[str] | None = None,
@@ -248,19 +249,15 @@ def attention_maps(
         ax.imshow(weights[h].detach().cpu().float().numpy(), vmin=0, vmax=1)
         ax.grid(False)
         ax.set_title(titles[h])
-        first_column, last_row = h % columns == 0, h + columns >= heads
-        if keys is None or not last_row:
-            ax.set_xticks([])
-        else:
-            ax.set_xticks(range(len(keys)), keys, rotation=90)
-        if queries is None or not first_column:
-            ax.set_yticks([])
-        else:
-            ax.set_yticks(range(len(queries)), queries)
-        if last_row:
+        ax.set(xticks=[], yticks=[])
+        if h + columns >= heads:  # the last of its column
             ax.set_xlabel("key")
-        if first_column:
+            if keys is not None:
+                ax.set_xticks(range(len(keys)), keys, rotation=90)
+        if h % columns == 0:
             ax.set_ylabel("query")
+            if queries is not None:
+                ax.set_yticks(range(len(queries)), queries)
     fig.colorbar(axes.flat[0].images[0], ax=axes, shrink=0.7, label="weight")
     return fig
 

@@ -33,13 +33,11 @@ def sinusoidal_positions(length: int, embed_dim: int) -> Tensor:
         (L, E), sines and cosines interleaved.
 
     Raises:
-        ValueError: `length` is below one or `embed_dim` is not even.
+        ValueError: `embed_dim` is not even.
 
     Source:
         Vaswani et al. 2017, section 3.5.
     """
-    if length < 1:
-        raise ValueError(f"length must be at least 1, got {length}")
     angles = torch.outer(
         torch.arange(length, dtype=torch.float64), _frequencies(embed_dim)
     )  # (L, E/2)
@@ -59,9 +57,9 @@ def sinusoidal_positions_2d(height: int, width: int, embed_dim: int) -> Tensor:
         (height * width, E), row by row, as `patchify` orders patches.
 
     Raises:
-        ValueError: a size is below one or `embed_dim` is not divisible by 4.
+        ValueError: `embed_dim` is not divisible by 4.
     """
-    if embed_dim < 4 or embed_dim % 4:
+    if embed_dim % 4:
         raise ValueError(f"embed_dim={embed_dim} must be divisible by 4")
     rows = sinusoidal_positions(height, embed_dim // 2)
     columns = sinusoidal_positions(width, embed_dim // 2)
@@ -87,6 +85,13 @@ class SinusoidalPositions(nn.Module):
         super().__init__()
         table = sinusoidal_positions(max_len, embed_dim)
         self.register_buffer("table", table, persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: module.reset())
+
+    def reset(self) -> None:
+        """Compute the table again, as after `to_empty`: no state dict holds it."""
+        device = None if self.table.is_meta else self.table.device
+        table = sinusoidal_positions(*self.table.shape)
+        self.table = table.to(device, self.table.dtype)
 
     def forward(self, x: Tensor, *, start: int = 0) -> Tensor:
         """Add the positions start, start + 1, … to the tokens.
@@ -99,7 +104,7 @@ class SinusoidalPositions(nn.Module):
             (B, L, E).
 
         Raises:
-            ValueError: the width differs or the sequence leaves the table.
+            ValueError: the sequence leaves the table.
         """
         return x + _slice(self.table, x, start)
 
@@ -111,17 +116,10 @@ class LearnedPositions(nn.Module):
         max_len: longest sequence that will come.
         embed_dim: E, width of the tokens.
 
-    Raises:
-        ValueError: a size is below one.
     """
 
     def __init__(self, max_len: int, embed_dim: int) -> None:
         super().__init__()
-        if max_len < 1 or embed_dim < 1:
-            raise ValueError(
-                f"max_len and embed_dim must be at least 1, "
-                f"got {max_len} and {embed_dim}"
-            )
         self.table = nn.Parameter(torch.empty(max_len, embed_dim))
         nn.init.normal_(self.table, std=0.02)
 
@@ -136,7 +134,7 @@ class LearnedPositions(nn.Module):
             (B, L, E).
 
         Raises:
-            ValueError: the width differs or the sequence leaves the table.
+            ValueError: the sequence leaves the table.
         """
         return x + _slice(self.table, x, start)
 
@@ -155,13 +153,11 @@ def rotate(x: Tensor, positions: Tensor | None = None) -> Tensor:
         (..., L, D), each vector as long as before.
 
     Raises:
-        ValueError: x has no length, D is not even, or the positions do not match L.
+        ValueError: D is not even, or the positions do not match L.
 
     Source:
         Su et al. 2021, "RoFormer", equation 34.
     """
-    if x.dim() < 2:
-        raise ValueError(f"x must have shape (..., L, D), got {tuple(x.shape)}")
     length, dim = x.shape[-2:]
     if positions is None:
         positions = torch.arange(length, device=x.device)
@@ -202,19 +198,14 @@ def resample_positions(
         Dosovitskiy et al. 2021, section 3.2 (fine-tuning at higher resolution).
     """
     if pos_embed.dim() != 3 or pos_embed.size(0) != 1:
+        came = tuple(pos_embed.shape)
+        raise ValueError(f"pos_embed must have shape (1, tokens, width), got {came}")
+    num_patches = pos_embed.size(1) - num_prefix_tokens
+    if not 0 < num_patches <= pos_embed.size(1):
         raise ValueError(
-            f"pos_embed must have shape (1, tokens, width), "
-            f"got {tuple(pos_embed.shape)}"
+            f"{num_prefix_tokens=} must leave patches of {pos_embed.size(1)} tokens"
         )
-    if not 0 <= num_prefix_tokens < pos_embed.size(1):
-        raise ValueError(
-            f"num_prefix_tokens={num_prefix_tokens} must leave patches of "
-            f"{pos_embed.size(1)} tokens"
-        )
-    prefix, grid = pos_embed.split(
-        [num_prefix_tokens, pos_embed.size(1) - num_prefix_tokens], dim=1
-    )
-    num_patches = grid.size(1)
+    prefix, grid = pos_embed.split([num_prefix_tokens, num_patches], dim=1)
     old = _pair(round(num_patches**0.5) if old_grid_size is None else old_grid_size)
     new = _pair(grid_size)
     if old[0] * old[1] != num_patches:
@@ -235,21 +226,17 @@ def resample_positions(
 
 
 def _frequencies(dim: int) -> Tensor:
-    if dim < 2 or dim % 2:
+    if dim % 2:
         raise ValueError(f"the width must be even, got {dim}")
     return 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # (dim/2,)
 
 
 def _slice(table: Tensor, x: Tensor, start: int) -> Tensor:
-    max_len, embed_dim = table.shape
-    if x.size(-1) != embed_dim:
-        raise ValueError(f"tokens must be {embed_dim} wide, got {x.size(-1)}")
-    if start < 0 or start + x.size(-2) > max_len:
-        raise ValueError(
-            f"positions {start} to {start + x.size(-2) - 1} asked for, "
-            f"but the table has max_len={max_len}"
-        )
-    return table[start : start + x.size(-2)]  # (L, E)
+    end = start + x.size(-2)
+    if start < 0 or end > len(table):
+        asked = f"positions {start} to {end - 1}"
+        raise ValueError(f"{asked} asked for, but the table has max_len={len(table)}")
+    return table[start:end]  # (L, E)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""A ViT with the weights that torchvision offers: trained on ImageNet, downloaded once.
+"""Transfer: weights that others trained on ImageNet, and what fine-tuning does to them.
 
-Copy this file together with vit.py, transformer.py, attention.py, positions.py,
-layers.py and convert.py into one folder; it needs torchvision beside torch.
+Copy this file together with vit.py, encoder.py, attention.py, layers.py, positions.py
+and convert.py into one folder; it needs torchvision beside torch.
 
 Letters for shapes: B batch, K classes.
 """
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from .convert import from_torchvision
 from .positions import resample_positions
 from .vit import Size, ViT, vit_b_16, vit_b_32, vit_l_16
 
-__all__ = ["pretrained"]
+__all__ = ["freeze_all_but", "new_head", "pretrained"]
 
 # The model, and torchvision's name of its weights.
 MODELS = {
@@ -40,9 +41,13 @@ def pretrained(
     Names of the classes and the preprocessing that the weights expect come from
     torchvision:
 
-        weights = torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1
-        weights.meta["categories"]  # 1000 names
-        weights.transforms()        # resize, crop, normalise: image -> (3, 224, 224)
+        >>> from torchvision.models import ViT_B_16_Weights
+        >>> weights = ViT_B_16_Weights.IMAGENET1K_V1
+        >>> len(weights.meta["categories"])
+        1000
+        >>> preprocess = weights.transforms()  # resize, crop, normalise
+        >>> preprocess(torch.zeros(3, 300, 400)).shape
+        torch.Size([3, 224, 224])
 
     Args:
         name: "vit_b_16", "vit_b_32" or "vit_l_16".
@@ -78,7 +83,52 @@ def pretrained(
     return model.eval()
 
 
-def _fetch(weights: Any, progress: bool) -> dict[str, torch.Tensor]:
+def new_head(model: ViT, num_classes: int) -> ViT:
+    """Replace the head by one for other classes, all of them equally likely at first.
+
+    Args:
+        model: a trained `ViT`; it is changed.
+        num_classes: K of the new head.
+
+    Returns:
+        The model.
+    """
+    old = model.head.weight
+    model.head = nn.Linear(old.size(1), num_classes).to(old.device, old.dtype)
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    return model
+
+
+def freeze_all_but(model: nn.Module, *parts: nn.Module) -> list[nn.Parameter]:
+    """Let some parts of a model learn, and nothing else.
+
+    A linear probe is `freeze_all_but(vit, vit.head)`, partial fine-tuning
+    `freeze_all_but(vit, vit.encoder.layers[-1], vit.encoder.norm, vit.head)`, full
+    fine-tuning `freeze_all_but(vit, vit)`. Make the optimizer afterwards: one that
+    holds a parameter goes on moving it by momentum.
+
+    Args:
+        model: it is changed.
+        parts: modules of the model, or the model itself.
+
+    Returns:
+        The parameters that learn, for the optimizer.
+
+    Raises:
+        ValueError: a part is not in the model: of another copy, say.
+    """
+    inside = set(model.modules())
+    for part in parts:
+        if part not in inside:
+            raise ValueError(f"{type(part).__name__} is no part of this model")
+    model.requires_grad_(False)
+    for part in parts:
+        part.requires_grad_(True)
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _fetch(weights: Any, progress: bool) -> dict[str, Tensor]:
     """Load the file from the cache, or else from the network; check its hash."""
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     where = f"\n  address: {weights.url}\n  kept at: {file}\n"

@@ -1,17 +1,17 @@
 """The Vision Transformer: an image is cut into patches, and patches are tokens.
 
-Copy this file together with transformer.py, attention.py, positions.py and layers.py
-into one folder.
+Copy this file together with encoder.py, attention.py and layers.py into one folder.
 
 Letters for shapes: B batch, C channels, P patch side, N patches, E embed, K classes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .transformer import Encoder
+from .encoder import Encoder
 
 __all__ = [
     "PatchEmbed",
@@ -29,25 +29,25 @@ __all__ = [
 Size = int | tuple[int, int]
 
 
-def _size(
-    embed_dim: int, num_layers: int, num_heads: int, patch_size: int
-) -> dict[str, Any]:
-    return {
+# What `vit_b_16()` and its like build, and where `python -m minivit.train` begins.
+SIZES: dict[str, dict[str, Any]] = {
+    name: {
+        "image_size": image_size,
         "patch_size": patch_size,
+        "num_classes": num_classes,
         "embed_dim": embed_dim,
         "num_layers": num_layers,
         "num_heads": num_heads,
         "mlp_dim": 4 * embed_dim,
     }
-
-
-SIZES = {
-    "vit_ti_16": _size(192, 12, 3, 16),
-    "vit_s_16": _size(384, 12, 6, 16),
-    "vit_b_16": _size(768, 12, 12, 16),
-    "vit_b_32": _size(768, 12, 12, 32),
-    "vit_l_16": _size(1024, 24, 16, 16),
-    "vit_s_4": _size(384, 9, 6, 4),
+    for name, image_size, patch_size, num_classes, embed_dim, num_layers, num_heads in [
+        ("vit_ti_16", 224, 16, 1000, 192, 12, 3),
+        ("vit_s_16", 224, 16, 1000, 384, 12, 6),
+        ("vit_b_16", 224, 16, 1000, 768, 12, 12),
+        ("vit_b_32", 224, 32, 1000, 768, 12, 12),
+        ("vit_l_16", 224, 16, 1000, 1024, 24, 16),
+        ("vit_s_4", 32, 4, 10, 384, 9, 6),
+    ]
 }
 
 
@@ -63,20 +63,17 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
         row, column, channel.
 
     Raises:
-        ValueError: the images do not have four dimensions or cannot be cut evenly.
+        ValueError: the patch size does not divide the image size.
 
     Source:
         Dosovitskiy et al. 2021, section 3.1.
     """
-    if images.dim() != 4 or 0 in images.shape:
-        raise ValueError(
-            f"images must have shape (batch, channels, height, width) with nothing "
-            f"empty, got {tuple(images.shape)}"
-        )
-    rows, columns = _grid((images.size(2), images.size(3)), patch_size)
-    grid = images.unflatten(3, (columns, patch_size))  # (B, C, height, columns, P)
-    grid = grid.unflatten(2, (rows, patch_size))  # (B, C, rows, P, columns, P)
-    grid = grid.permute(0, 2, 4, 3, 5, 1)  # (B, rows, columns, P, P, C)
+    rows, columns = _grid(images.shape[2:], patch_size)
+    grid = (
+        images.unflatten(3, (columns, patch_size))  # (B, C, height, columns, P)
+        .unflatten(2, (rows, patch_size))  # (B, C, rows, P, columns, P)
+        .permute(0, 2, 4, 3, 5, 1)  # (B, rows, columns, P, P, C)
+    )
     return grid.flatten(3).flatten(1, 2)  # (B, N, P·P·C)
 
 
@@ -92,23 +89,14 @@ def unpatchify(patches: Tensor, patch_size: int, image_size: Size) -> Tensor:
         (B, C, height, width).
 
     Raises:
-        ValueError: number or length of the patches do not fit the size.
+        ValueError: the patch size does not divide the image size.
     """
-    height, width = _pair(image_size)
-    rows, columns = _grid((height, width), patch_size)
-    if patches.dim() != 3 or patches.size(1) != rows * columns:
-        raise ValueError(
-            f"an image of {height} x {width} needs patches of shape "
-            f"(batch, {rows * columns}, …), got {tuple(patches.shape)}"
-        )
-    if patches.size(2) == 0 or patches.size(2) % patch_size**2:
-        raise ValueError(
-            f"a patch must hold patch_size² = {patch_size**2} pixels, "
-            f"got {patches.size(2)} numbers"
-        )
-    grid = patches.unflatten(2, (patch_size, patch_size, -1))  # (B, N, P, P, C)
-    grid = grid.unflatten(1, (rows, columns))  # (B, rows, columns, P, P, C)
-    grid = grid.permute(0, 5, 1, 3, 2, 4)  # (B, C, rows, P, columns, P)
+    rows, columns = _grid(_pair(image_size), patch_size)
+    grid = (
+        patches.unflatten(2, (patch_size, patch_size, -1))  # (B, N, P, P, C)
+        .unflatten(1, (rows, columns))  # (B, rows, columns, P, P, C)
+        .permute(0, 5, 1, 3, 2, 4)  # (B, C, rows, P, columns, P)
+    )
     return grid.flatten(4).flatten(2, 3)  # (B, C, height, width)
 
 
@@ -122,8 +110,7 @@ class PatchEmbed(nn.Module):
         embed_dim: E, width of the tokens.
 
     Raises:
-        ValueError: the patch size does not divide the image size, or a size is below
-            one.
+        ValueError: the patch size does not divide the image size.
 
     Source:
         Dosovitskiy et al. 2021, equation 1.
@@ -138,11 +125,6 @@ class PatchEmbed(nn.Module):
         embed_dim: int,
     ) -> None:
         super().__init__()
-        if in_channels < 1 or embed_dim < 1:
-            raise ValueError(
-                f"in_channels and embed_dim must be at least 1, "
-                f"got {in_channels} and {embed_dim}"
-            )
         self.image_size = _pair(image_size)
         self.patch_size = patch_size
         self.in_channels = in_channels
@@ -166,16 +148,10 @@ class PatchEmbed(nn.Module):
             ValueError: the images have another size or number of channels.
         """
         if not images.is_floating_point():
-            raise TypeError(
-                f"images must be floating point (bytes divided by 255), "
-                f"got {images.dtype}"
-            )
-        expected = (self.in_channels, *self.image_size)
-        if images.dim() != 4 or images.shape[1:] != expected or 0 in images.shape:
-            raise ValueError(
-                f"images must have shape (batch, {', '.join(map(str, expected))}) "
-                f"with batch >= 1, got {tuple(images.shape)}"
-            )
+            raise TypeError(f"images must be floats (bytes / 255), got {images.dtype}")
+        if images.shape[1:] != (self.in_channels, *self.image_size):
+            expected = "B, {}, {}, {}".format(self.in_channels, *self.image_size)
+            raise ValueError(f"images must be ({expected}), got {tuple(images.shape)}")
         return self.proj(patchify(images, self.patch_size))
 
 
@@ -197,6 +173,7 @@ class ViT(nn.Module):
         drop_path: stochastic depth, as `Encoder`.
         layer_scale: as `Encoder`.
         norm_eps: eps of the layer normalisations.
+        gradient_checkpointing: as `Encoder`.
 
     Raises:
         ValueError: sizes that do not fit, or an unknown `pool`.
@@ -221,12 +198,11 @@ class ViT(nn.Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         norm_eps: float = 1e-6,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', got {pool!r}")
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.pool = pool
         self.patch_embed = PatchEmbed(
             image_size=image_size,
@@ -245,15 +221,16 @@ class ViT(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.encoder = Encoder(
             embed_dim,
+            num_layers,
             num_heads,
             mlp_dim,
-            num_layers=num_layers,
             dropout=dropout,
             activation="gelu",
             norm_first=True,
             norm_eps=norm_eps,
             drop_path=drop_path,
             layer_scale=layer_scale,
+            gradient_checkpointing=gradient_checkpointing,
         )
         self.head = nn.Linear(embed_dim, num_classes)
         # All classes equally likely at first: the loss begins at ln K.
@@ -295,91 +272,44 @@ class ViT(nn.Module):
         return self.encoder(self.dropout(x + self.pos_embed))
 
 
-def vit_ti_16(
-    *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
-) -> ViT:
+def vit_ti_16(**changes: Any) -> ViT:
     """ViT-Ti/16 (tiny) of Touvron et al. 2021, table 1: 5.7 million parameters."""
-    return ViT(
-        **SIZES["vit_ti_16"],
-        num_classes=num_classes,
-        image_size=image_size,
-        dropout=dropout,
-    )
+    return ViT(**SIZES["vit_ti_16"] | changes)
 
 
-def vit_s_16(
-    *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
-) -> ViT:
+def vit_s_16(**changes: Any) -> ViT:
     """ViT-S/16 (small) of Touvron et al. 2021, table 1: 22 million parameters."""
-    return ViT(
-        **SIZES["vit_s_16"],
-        num_classes=num_classes,
-        image_size=image_size,
-        dropout=dropout,
-    )
+    return ViT(**SIZES["vit_s_16"] | changes)
 
 
-def vit_b_16(
-    *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
-) -> ViT:
+def vit_b_16(**changes: Any) -> ViT:
     """ViT-B/16 (base) of Dosovitskiy et al. 2021, table 1: 86 million parameters."""
-    return ViT(
-        **SIZES["vit_b_16"],
-        num_classes=num_classes,
-        image_size=image_size,
-        dropout=dropout,
-    )
+    return ViT(**SIZES["vit_b_16"] | changes)
 
 
-def vit_b_32(
-    *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
-) -> ViT:
+def vit_b_32(**changes: Any) -> ViT:
     """ViT-B/32 (base, large patches) of Dosovitskiy et al. 2021."""
-    return ViT(
-        **SIZES["vit_b_32"],
-        num_classes=num_classes,
-        image_size=image_size,
-        dropout=dropout,
-    )
+    return ViT(**SIZES["vit_b_32"] | changes)
 
 
-def vit_l_16(
-    *, num_classes: int = 1000, image_size: Size = 224, dropout: float = 0.0
-) -> ViT:
+def vit_l_16(**changes: Any) -> ViT:
     """ViT-L/16 (large) of Dosovitskiy et al. 2021, table 1: 304 million parameters."""
-    return ViT(
-        **SIZES["vit_l_16"],
-        num_classes=num_classes,
-        image_size=image_size,
-        dropout=dropout,
-    )
+    return ViT(**SIZES["vit_l_16"] | changes)
 
 
-def vit_s_4(
-    *, num_classes: int = 10, image_size: Size = 32, dropout: float = 0.0
-) -> ViT:
+def vit_s_4(**changes: Any) -> ViT:
     """ViT for images of 32 pixels: patches of 4, width 384, 9 layers, 6 heads."""
-    return ViT(
-        **SIZES["vit_s_4"],
-        num_classes=num_classes,
-        image_size=image_size,
-        dropout=dropout,
-    )
+    return ViT(**SIZES["vit_s_4"] | changes)
 
 
 def _pair(size: Size) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    if len(size) != 2:
-        raise ValueError(f"image_size must be a side or (height, width), got {size}")
-    return size[0], size[1]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+def _grid(image_size: Sequence[int], patch_size: int) -> tuple[int, int]:
     height, width = image_size
-    if patch_size < 1 or height < 1 or height % patch_size or width % patch_size:
+    if height % patch_size or width % patch_size:
         raise ValueError(
-            f"image size {height} x {width} must be divisible by "
-            f"patch_size={patch_size}"
+            f"image size {height} x {width} must be divisible by {patch_size=}"
         )
     return height // patch_size, width // patch_size

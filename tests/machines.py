@@ -20,6 +20,7 @@ MACHINES = {
         "ONEDNN_MAX_CPU_ISA": "SSE41",
         "MKL_CBWR": "COMPATIBLE",
     },
+    "ATen plain": {"ATEN_CPU_CAPABILITY": "default"},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2"},
     "AVX-512": {"ATEN_CPU_CAPABILITY": "avx512"},
     "oneDNN AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},

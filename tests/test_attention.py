@@ -154,24 +154,40 @@ def test_cross_attention_fills_its_cache_once():
         assert cache["key"].shape == cache["value"].shape == (2, 2, 5, 4)
 
 
-def test_a_cache_of_another_batch_is_refused():
-    """One sample's keys would silently serve all others."""
-    module, one, two = (
-        MultiHeadAttention(8, 2),
-        torch.randn(1, 3, 8),
-        torch.randn(2, 3, 8),
-    )
-    module(one, one, one, cache=(cache := {}))
-    for new in (two, None):
-        with pytest.raises(ValueError, match="share the batch size"):
-            module(two, new, new, cache=cache)
+def test_a_refused_call_leaves_the_cache_as_it_was():
+    """Whoever mends the call and tries again must not find a token there twice."""
+    module, x, cache = MultiHeadAttention(8, 2), torch.randn(2, 3, 8), {}
+    module(x, x, x, cache=cache)
+    new = torch.randn(2, 1, 8)
+    too_short = torch.ones(1, 2, dtype=torch.bool)
+    for wrong in (
+        {"mask": too_short},
+        {"mask": too_short.float()},
+        {"value": None},
+        {"value": new[:1]},
+    ):
+        arguments = {"query": new, "key": new, "value": new, "cache": cache} | wrong
+        with pytest.raises((TypeError, ValueError, RuntimeError)):
+            module(**arguments)
+        assert cache["key"].shape == cache["value"].shape == (2, 2, 3, 4)
 
 
 @pytest.mark.parametrize("cache", [None, {}])
 def test_without_keys_anywhere_nothing_is_guessed(cache):
     module, x = MultiHeadAttention(8, 2), torch.randn(2, 3, 8)
-    with pytest.raises(ValueError, match="only be None together, and with a cache"):
+    with pytest.raises(ValueError, match="needs a cache"):
         module(x, None, None, cache=cache)
+    assert not cache
     module(x, x, x, cache=(full := {}))
-    with pytest.raises(ValueError, match="only be None together"):
+    with pytest.raises(ValueError, match="needs a cache"):
         module(x, x, None, cache=full)
+
+
+@pytest.mark.parametrize("leading", [(), (2, 3)])
+def test_any_number_of_batch_dimensions(leading):
+    """One sequence alone, or a grid of them, as for torch's module."""
+    module = MultiHeadAttention(8, 2).eval()
+    x = torch.randn(*leading, 5, 8)
+    expected = module(*[x.reshape(-1, 5, 8)] * 3, mask=causal_mask(5)).view(x.shape)
+    torch.testing.assert_close(module(x, x, x, mask=causal_mask(5)), expected)
+    torch.testing.assert_close(module.attend(x, x, x, mask=causal_mask(5))[0], expected)

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from models import randomise
 from torch import nn
 
 from minivit import ViT, resample_positions
@@ -90,21 +91,11 @@ library = pytest.mark.parametrize("library", LIBRARIES)
 
 
 @torch.no_grad()
-def randomise(model):
-    """Give every parameter a value of its own: libraries start some at zero or one."""
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.normal_(std=parameter[0].numel() ** -0.5)
-        else:
-            parameter.normal_(mean=0.5, std=0.3)
-    return model.eval()
-
-
 def build(make, **sizes):
     """Build without the slow initialisation that is overwritten anyway."""
     with torch.device("meta"):
         model = make(**sizes)
-    return randomise(model.to_empty(device="cpu"))
+    return randomise(model.to_empty(device="cpu")).eval()
 
 
 def converted(state_dict, convert, **sizes):
@@ -334,7 +325,7 @@ OTHERS = {
     "layer scale here": (
         lambda: ours(**TINY, layer_scale=0.1),
         to_torchvision,
-        ["encoder.layers.0.branch1.0.weight"],
+        ["encoder.layers.0.scale1.weight"],
     ),
     "grey images": (
         lambda: ours(**TINY, in_channels=1),

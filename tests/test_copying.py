@@ -142,8 +142,8 @@ for colour in ("red", "blue"):
     for number in range(4):
         Path("photographs", colour).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 10), colour).save(f"photographs/{colour}/{number}.png")
-pictures = load_pictures("photographs", image_size=8, held_out=0.5)
-assert pictures.classes == ["blue", "red"] and len(pictures.held_out) == 4
+pictures = load_pictures("photographs", image_size=8, val_size=0.5)
+assert pictures.classes == ["blue", "red"] and len(pictures.val) == 4
 """,
     "training, a loop to read": """
 from MODULE import fit

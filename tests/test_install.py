@@ -162,7 +162,10 @@ def test_make_starts_with_an_interpreter_that_runs(interpreter, tmp_path):
     given = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "MAKEFLAGS")}
     path = f"{systems.parent}{os.pathsep}{os.environ['PATH']}"
     output = subprocess.check_output(
-        ["make", "install"], cwd=tmp_path, env=given | {"PATH": path}, text=True
+        ["make", "--no-print-directory", "install"],
+        cwd=tmp_path,
+        env=given | {"PATH": path},
+        text=True,
     )
     chosen = ".venv/bin/python" if interpreter == "sound" else str(systems)
     assert output.strip() == chosen

@@ -11,6 +11,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from models import randomise
 from torch import nn
 
 import minivit
@@ -44,14 +45,6 @@ def close(ours, theirs, tolerance, name="output"):
     torch.testing.assert_close(
         ours, theirs, atol=tolerance, rtol=tolerance, msg=lambda m: f"{name}: {m}"
     )
-
-
-def randomise(module):
-    """Give every parameter its own random part: initial zeros and ones hide errors."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return module
 
 
 @pytest.fixture(autouse=True)
@@ -386,9 +379,9 @@ def test_encoder(dtype, mode, dropout, norm_first, final_norm):
     theirs = randomise(theirs.to(dtype))
     ours = Encoder(
         E,
+        2,
         H,
         MLP,
-        num_layers=2,
         dropout=dropout,
         norm_first=norm_first,
         final_norm=final_norm,
@@ -420,9 +413,9 @@ def test_decoder(dtype, mode, dropout, norm_first, final_norm):
     theirs = randomise(nn.TransformerDecoder(layer, 2, norm=norm).to(dtype))
     ours = Decoder(
         E,
+        2,
         H,
         MLP,
-        num_layers=2,
         dropout=dropout,
         norm_first=norm_first,
         final_norm=final_norm,
@@ -444,7 +437,7 @@ def test_decoder(dtype, mode, dropout, norm_first, final_norm):
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_stacks_end_with_a_norm_exactly_when_pre_norm_leaves_them_without(norm_first):
     for stack in (Encoder, Decoder):
-        norm = stack(E, H, MLP, num_layers=1, norm_first=norm_first).norm
+        norm = stack(E, 1, H, MLP, norm_first=norm_first).norm
         assert isinstance(norm, LayerNorm) == norm_first
 
 

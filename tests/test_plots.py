@@ -104,7 +104,7 @@ def test_numbers_can_be_read_on_their_ground():
 
 def test_attention_maps():
     weights = torch.rand(5, 3, 4).softmax(-1)
-    figure = plots.attention_maps(weights, queries="abc", keys="defg", columns=3)
+    figure = plots.attention_heads(weights, queries="abc", keys="defg", columns=3)
     assert isinstance(figure, Figure)
     maps = [ax for ax in figure.axes if ax.get_title().startswith("head")]
     assert [ax.get_title() for ax in maps] == [f"head {h}" for h in range(1, 6)]
@@ -113,7 +113,7 @@ def test_attention_maps():
         assert ax.images[0].get_clim() == (0, 1), "one scale for all heads"
     assert [label.get_text() for label in maps[4].get_xticklabels()] == list("defg")
     assert [label.get_text() for label in maps[3].get_yticklabels()] == list("abc")
-    titled = plots.attention_maps(weights[:2], titles=["x", "y"])
+    titled = plots.attention_heads(weights[:2], titles=["x", "y"])
     assert [ax.get_title() for ax in titled.axes[:2]] == ["x", "y"]
 
 
@@ -159,7 +159,7 @@ def test_figures_can_be_drawn():
             plots.images(torch.rand(9, 1, 8, 8), titles=["7 (9)"] * 9),
             plots.learning_curves(HISTORY),
             plots.heatmap(torch.rand(4, 4), numbers=True),
-            plots.attention_maps(torch.rand(8, 5, 5), queries="abcde", keys="abcde"),
+            plots.attention_heads(torch.rand(8, 5, 5), queries="abcde", keys="abcde"),
             plots.confusion_matrix(torch.arange(10), torch.arange(10)),
         ):
             figure.canvas.draw()

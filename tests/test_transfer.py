@@ -3,16 +3,21 @@
 Nothing is downloaded: the file, its address and the network are stand-ins.
 """
 
+import copy
 import hashlib
+import re
 import urllib.error
 import urllib.request
 
 import pytest
 import torch
+import torch.nn.functional as F
+from models import images, randomise, vit
 from torchvision.models import ViT_B_16_Weights, vision_transformer
 
 import minivit
 from minivit import pretrained
+from minivit.transfer import freeze_all_but, new_head
 
 ADDRESS = ViT_B_16_Weights.IMAGENET1K_V1.url
 
@@ -166,3 +171,55 @@ def test_file_in_the_cache_needs_no_network(cache, offline, published, monkeypat
     (cache / f"vit_b_16-{digest}.pth").write_bytes(buffer.getvalue())
     model = pretrained("vit_b_16")
     assert model.cls_token.equal(published["class_token"])
+
+
+# --- fine-tuning ---------------------------------------------------------------------
+
+
+def a_step(model, parameters):
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1)
+    for _ in range(2):  # the zero head lets nothing through at first
+        loss = F.cross_entropy(model(images(3)), torch.tensor([0, 1, 4]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def test_a_new_head_knows_nothing_yet():
+    model = randomise(vit()).double()
+    x = images(2).double()
+    body = model.features(x)
+    assert new_head(model, 5) is model
+    assert torch.equal(model.features(x), body)
+    assert model(x).tolist() == [[0.0] * 5] * 2
+
+
+@pytest.mark.parametrize(
+    ("parts", "moves"),
+    [
+        (lambda m: [m.head], r"head\."),
+        (
+            lambda m: [m.encoder.layers[-1], m.encoder.norm, m.head],
+            r"head\.|encoder\.norm|encoder\.layers\.1",
+        ),
+        (lambda m: [m], ""),
+        (lambda m: [], "nothing"),
+    ],
+    ids=["probe", "partial", "full", "none"],
+)
+def test_what_is_frozen_stays_to_the_last_bit(parts, moves):
+    model = new_head(randomise(vit()), 5)
+    learning = freeze_all_but(model, *parts(model))
+    before = copy.deepcopy(model.state_dict())
+    if learning:
+        a_step(model, learning)
+    moved = {k for k, x in model.state_dict().items() if not x.equal(before[k])}
+    assert moved == {name for name in before if re.match(moves, name)}
+
+
+def test_a_part_of_another_copy_is_refused():
+    model = vit()
+    twin = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="Linear is no part of this model"):
+        freeze_all_but(model, twin.head)
+    assert all(p.requires_grad for p in model.parameters())

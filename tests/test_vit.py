@@ -5,30 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from models import randomise, vit
 
 import minivit
-from minivit import PatchEmbed, ViT, patchify
-
-
-def vit(**changes):
-    arguments = {
-        "image_size": (8, 12),
-        "patch_size": 4,
-        "in_channels": 2,
-        "num_classes": 3,
-        "embed_dim": 8,
-        "num_layers": 2,
-        "num_heads": 2,
-        "mlp_dim": 12,
-    }
-    return ViT(**{**arguments, **changes})
-
-
-def loud(model):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.eval()
+from minivit import PatchEmbed, patchify
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 2), (3, 4), (5, 1)])
@@ -51,14 +31,14 @@ def test_patch_embedding_is_a_convolution():
 
 
 def test_features_are_cls_and_patches():
-    model, images = loud(vit()), torch.randn(2, 2, 8, 12)
+    model, images = randomise(vit()), torch.randn(2, 2, 8, 12)
     tokens = model.features(images)
     assert tokens.shape == (2, 7, 8)
     torch.testing.assert_close(model(images), model.head(tokens[:, 0]))
 
 
 def test_mean_pooling_has_no_cls_token():
-    model, images = loud(vit(pool="mean")), torch.randn(2, 2, 8, 12)
+    model, images = randomise(vit(pool="mean")), torch.randn(2, 2, 8, 12)
     tokens = model.features(images)
     assert tokens.shape == (2, 6, 8)
     assert not hasattr(model, "cls_token")
@@ -67,7 +47,7 @@ def test_mean_pooling_has_no_cls_token():
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_every_patch_matters(pool):
-    model, images = loud(vit(pool=pool)), torch.randn(1, 2, 8, 12)
+    model, images = randomise(vit(pool=pool)), torch.randn(1, 2, 8, 12)
     for patch in range(6):
         row, column = divmod(patch, 3)
         other = images.clone()
@@ -83,7 +63,7 @@ def test_first_loss_is_ln_k():
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_all_parameters_learn(pool):
-    model = loud(vit(pool=pool, layer_scale=0.1)).train()
+    model = randomise(vit(pool=pool, layer_scale=0.1)).train()
     model(torch.randn(2, 2, 8, 12)).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.abs().sum() > 0, name

@@ -1,7 +1,7 @@
 """Find out what is wrong with an attention, a Transformer or a ViT, anybody's.
 
-Copy this folder together with vit.py, transformer.py, attention.py, positions.py,
-layers.py and generate.py into one folder.
+Copy this folder together with vit.py, transformer.py, encoder.py, decoder.py,
+attention.py, positions.py, layers.py and generation.py into one folder.
 
 Two ways of knowing. Where the right answer is unique (a function), outputs are
 compared with the reference, and, if they differ, with a bank of known mistakes: a match
@@ -19,6 +19,7 @@ K classes, V vocabulary.
 """
 
 from .functions import (
+    CATALOGUE,
     accumulation,
     attention,
     causal_mask,
@@ -39,6 +40,7 @@ from .modules import (
 from .report import Finding, Report
 
 __all__ = [
+    "CATALOGUE",
     "Finding",
     "Report",
     "accumulation",

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from minivit import Transformer, beam_search, causal_mask, greedy_search, sample
+from minivit import (
+    Transformer,
+    beam_search,
+    causal_mask,
+    generation,
+    greedy_search,
+    sample,
+)
 
 PAD, BOS, EOS = 0, 1, 2
 
@@ -143,6 +150,30 @@ def test_beam_search_stops_when_all_beams_have_ended():
     )
     beam_search(model, rows(2), bos_id=BOS, eos_id=EOS, max_len=20, beam_size=2)
     assert model.calls == 2
+
+
+@pytest.mark.parametrize("search", [greedy_search, sample, beam_search])
+@pytest.mark.parametrize("seed", range(3))
+def test_asking_a_gpu_now_and_then_changes_nothing(search, seed, monkeypatch):
+    """Whether all have ended costs a wait there; what is too much is cut off."""
+    model, src = translator(seed), sources()
+    options = {"bos_id": BOS, "eos_id": EOS, "max_len": 12}
+
+    def text():
+        torch.manual_seed(0)
+        return search(model, src, **options)
+
+    expected, asked = text(), []
+
+    def seldom(ended, tgt):
+        if tgt.size(1) % 5:
+            return False
+        asked.append(tgt.size(1))
+        return bool(ended.all())
+
+    monkeypatch.setattr(generation, "_all", seldom)
+    assert torch.equal(text(), expected)
+    assert set(asked) <= {5, 10}
 
 
 @pytest.mark.parametrize("search", [greedy_search, sample, beam_search])

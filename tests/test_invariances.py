@@ -1,22 +1,18 @@
 """What must hold for any weights, any input and any size."""
 
 import io
-import sys
 
+import models
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from models import MODELS, SEQ2SEQ, example, randomise, tokens
 from torch import nn
 
 from minivit import (
-    Decoder,
-    DecoderLayer,
     Encoder,
-    EncoderLayer,
     MultiHeadAttention,
-    Transformer,
-    ViT,
     causal_mask,
     padding_mask,
     patchify,
@@ -27,60 +23,28 @@ from minivit.attention import attention
 seeds = st.integers(0, 2**31)
 orders = st.booleans()  # pre-norm or post-norm
 modes = st.sampled_from(["eval", "train"])
-VOCAB = 12
 
 
 def prepare(module, seed, mode="eval"):
-    """Random everywhere: zero biases and heads would hide errors."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return module.train(mode == "train")
+    return randomise(module, seed).train(mode == "train")
 
 
 def seq2seq(seed=0, mode="eval", **changes):
-    arguments = {
-        "src_vocab_size": VOCAB,
-        "tgt_vocab_size": VOCAB,
-        "embed_dim": 8,
-        "num_heads": 2,
-        "num_layers": 2,
-        "mlp_dim": 12,
-        "dropout": 0.3,
-        "max_len": 16,
-    }
-    return prepare(Transformer(**{**arguments, **changes}), seed, mode)
+    return prepare(models.seq2seq(**{"dropout": 0.3} | changes), seed, mode)
 
 
 def vit(seed=0, mode="eval", **changes):
-    arguments = {
-        "image_size": (8, 12),
-        "patch_size": 4,
-        "in_channels": 2,
-        "num_classes": 3,
-        "embed_dim": 8,
-        "num_layers": 2,
-        "num_heads": 2,
-        "mlp_dim": 12,
-        "dropout": 0.3,
-    }
-    return prepare(ViT(**{**arguments, **changes}), seed, mode)
+    return prepare(models.vit(**{"dropout": 0.3} | changes), seed, mode)
 
 
 def encoder(seed=0, mode="eval", **changes):
-    arguments = {"num_layers": 2, "dropout": 0.3, **changes}
-    return prepare(Encoder(8, 2, 12, **arguments), seed, mode)
+    return prepare(Encoder(8, 2, 2, 12, **{"dropout": 0.3} | changes), seed, mode)
 
 
 def run(module, *inputs, **named):
     """Call with the same dropout each time."""
     torch.manual_seed(1)
     return module(*inputs, **named)
-
-
-def tokens(*shape):
-    return torch.randint(1, VOCAB, shape)
 
 
 def same(a, b, tolerance=1e-5):
@@ -96,7 +60,8 @@ def test_the_future_does_not_change_the_past(seed, norm_first, mode, length, dat
     cut = data.draw(st.integers(1, length - 1))
     src, tgt = tokens(2, 5), tokens(2, length)
     other = tgt.clone()
-    other[:, cut:] = 1 + tgt[:, cut:] % (VOCAB - 1)  # another token, never padding
+    highest = SEQ2SEQ["tgt_vocab_size"] - 1
+    other[:, cut:] = 1 + tgt[:, cut:] % highest  # another token, never padding
     before, after = run(model, src, tgt), run(model, src, other)
     same(before[:, :cut], after[:, :cut], 1e-6)
     assert not torch.allclose(before[:, cut], after[:, cut], atol=1e-4)
@@ -332,40 +297,6 @@ def test_one_product_equals_three(seed, length):
     same(module(x, x, x), module(x, x.clone(), x.clone()))
 
 
-MODELS = {
-    "vit": (vit, lambda: (torch.randn(2, 2, 8, 12),)),
-    "vit-mean": (lambda *a: vit(*a, pool="mean"), lambda: (torch.randn(2, 2, 8, 12),)),
-    "vit-drop-path": (
-        lambda *a: vit(*a, dropout=0.0, drop_path=0.5, layer_scale=0.1),
-        lambda: (torch.randn(8, 2, 8, 12),),
-    ),
-    "transformer": (seq2seq, lambda: (tokens(2, 5), tokens(2, 4))),
-    "untied": (
-        lambda *a: seq2seq(*a, tie_embeddings=False),
-        lambda: (tokens(2, 5), tokens(2, 4)),
-    ),
-    "shared": (
-        lambda *a: seq2seq(*a, share_embeddings=True),
-        lambda: (tokens(2, 5), tokens(2, 4)),
-    ),
-    "encoder": (encoder, lambda: (torch.randn(2, 5, 8),)),
-    "decoder": (
-        lambda *a: prepare(Decoder(8, 2, 12, num_layers=2, dropout=0.3), *a),
-        lambda: (torch.randn(2, 4, 8), torch.randn(2, 5, 8)),
-    ),
-    "encoder layer": (
-        lambda *a: prepare(EncoderLayer(8, 2, 12, dropout=0.3), *a),
-        lambda: (torch.randn(2, 5, 8),),
-    ),
-    "decoder layer": (
-        lambda *a: prepare(DecoderLayer(8, 2, 12, dropout=0.3), *a),
-        lambda: (torch.randn(2, 4, 8), torch.randn(2, 5, 8)),
-    ),
-    "attention": (
-        lambda *a: prepare(MultiHeadAttention(8, 2, dropout=0.3), *a),
-        lambda: (torch.randn(2, 5, 8),) * 3,
-    ),
-}
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -373,8 +304,7 @@ each_model = pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=5)
 @given(seed=seeds)
 def test_dropout_is_off_in_eval(name, seed):
-    make, inputs = MODELS[name]
-    model, x = make(seed), inputs()
+    model, x = example(name, seed)
     assert torch.equal(model(*x), model(*x))
     model.train()
     assert not torch.equal(model(*x), model(*x))
@@ -384,8 +314,8 @@ def test_dropout_is_off_in_eval(name, seed):
 @settings(max_examples=5)
 @given(seed=seeds)
 def test_state_dict_carries_a_model(name, seed):
-    make, inputs = MODELS[name]
-    model, other, x = make(seed), make(seed + 1), inputs()
+    model, x = example(name, seed)
+    other, _ = example(name, seed + 1)
     expected = model(*x)
     assume(not torch.allclose(other(*x), expected, atol=1e-3))
     file = io.BytesIO()
@@ -398,80 +328,6 @@ def test_state_dict_carries_a_model(name, seed):
 @each_model
 def test_state_dict_holds_parameters_only(name):
     """Constant tables are made anew: no checkpoint depends on their size."""
-    model = MODELS[name][0](0)
+    model, _ = example(name)
     parameters = {k for k, _ in model.named_parameters(remove_duplicate=False)}
     assert set(model.state_dict()) == parameters
-
-
-@each_model
-def test_deep_copies_and_double_precision(name):
-    make, inputs = MODELS[name]
-    model, x = make(0), inputs()
-    expected = model(*x)
-    double = [t.double() if t.is_floating_point() else t for t in x]
-    same(model.double()(*double).float(), expected, 1e-4)
-
-
-# --- torch.compile and torch.export -------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["vit", "transformer", "attention", "decoder"])
-@pytest.mark.parametrize("mode", ["eval", "train"])
-def test_compile_makes_one_graph(name, mode):
-    make, inputs = MODELS[name]
-    torch._dynamo.reset()
-    model, x = make(0, mode), inputs()
-    if mode == "train":
-        for module in model.modules():  # random numbers differ between backends
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            if isinstance(module, MultiHeadAttention):
-                module.dropout = 0.0
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    expected, found = model(*x), compiled(*x)
-    same(found, expected)
-    ours = torch.autograd.grad(found.square().sum(), list(model.parameters()))
-    theirs = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
-    for a, b in zip(ours, theirs, strict=True):
-        same(a, b, 1e-4)
-
-
-def test_compile_attention_with_a_mask():
-    torch._dynamo.reset()
-    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
-    q, mask = torch.randn(2, 3, 4), hidden_somewhere(3, 3)
-    for found, expected in zip(
-        compiled(q, q, q, mask=mask), attention(q, q, q, mask=mask), strict=True
-    ):
-        same(found, expected)
-
-
-def test_compile_to_machine_code():
-    """The default backend, once: it needs a C compiler."""
-    import shutil
-
-    compilers = ["cl"] if sys.platform == "win32" else ["cc", "gcc", "clang"]
-    if not any(map(shutil.which, compilers)):
-        pytest.skip("no C compiler on this machine")
-    torch._dynamo.reset()
-    module, x = prepare(MultiHeadAttention(8, 2), 0), torch.randn(2, 5, 8)
-    with torch.no_grad():
-        same(torch.compile(module, fullgraph=True)(x, x, x), module(x, x, x))
-
-
-@pytest.mark.parametrize("name", ["vit", "vit-mean", "transformer"])
-def test_export(name):
-    make, inputs = MODELS[name]
-    model, x = make(0), inputs()
-    program = torch.export.export(model, x)
-    same(program.module()(*x), model(*x))
-
-
-def test_export_with_a_free_batch_size():
-    model, batch = vit(), torch.export.Dim("batch", min=2, max=64)
-    program = torch.export.export(
-        model, (torch.randn(4, 2, 8, 12),), dynamic_shapes=({0: batch},)
-    )
-    for size in (2, 7):
-        images = torch.randn(size, 2, 8, 12)
-        same(program.module()(images), model(images))

@@ -16,6 +16,8 @@ from torch import Tensor
 
 __all__ = ["beam_search", "greedy_search", "sample"]
 
+ASK_EVERY = 16  # tokens between two looks at whether a GPU has written all ends
+
 
 @torch.no_grad()
 def greedy_search(
@@ -169,7 +171,7 @@ def beam_search(
         # A sequence that has ended goes on with padding, at no cost.
         only_pad = torch.full((vocab,), -torch.inf, device=device)  # (V,)
         only_pad[model.pad_id] = 0.0
-        while not (ended | log_prob.isneginf()).all() and tgt.size(1) <= max_len:
+        while tgt.size(1) <= max_len and not _all(ended | log_prob.isneginf(), tgt):
             logits = _next_logits(model, tgt, memory, src, cache)  # (B·W, V)
             step = logits.log_softmax(-1).view(batch, beam_size, vocab)  # (B, W, V)
             step = torch.where(ended[..., None], only_pad, step)  # (B, W, V)
@@ -207,12 +209,18 @@ def _write(
         tgt = torch.full((src.size(0), 1), bos_id, device=src.device)  # (B, 1)
         ended = torch.zeros(src.size(0), dtype=torch.bool, device=src.device)  # (B,)
         cache = model.new_cache() if use_cache else None
-        while not ended.all() and tgt.size(1) <= max_len:
+        while tgt.size(1) <= max_len and not _all(ended, tgt):
             token = choose(_next_logits(model, tgt, memory, src, cache))
             token = token.masked_fill(ended, model.pad_id)
             tgt = torch.cat([tgt, token[:, None]], dim=1)
             ended = ended | (token == eos_id)
-    return tgt[:, 1:]
+    return _trim(tgt[:, 1:], model.pad_id)
+
+
+def _all(ended: Tensor, tgt: Tensor) -> bool:
+    """Whether all have ended; to know, a GPU must wait, so it is asked now and then."""
+    every = 1 if ended.device.type == "cpu" else ASK_EVERY
+    return tgt.size(1) % every == 0 and bool(ended.all())
 
 
 def _next_logits(
@@ -250,7 +258,7 @@ def _reorder(cache: Any, rows: Tensor) -> None:
 def _trim(ids: Tensor, pad_id: int) -> Tensor:
     """Cut columns at the end in which every sequence (B, L) is padding."""
     used = (ids != pad_id).any(dim=0).nonzero()
-    return ids[:, : int(used.max()) + 1]
+    return ids[:, : int(used.max()) + 1 if len(used) else 0]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Looking inside: what attends to what, and whether that means anything.
 
-Copy this file together with vit.py, transformer.py, attention.py, positions.py and
-layers.py into one folder.
+Copy this file together with vit.py, encoder.py, attention.py and layers.py into one
+folder.
 
 Letters for shapes: B batch, H heads, L queries, S keys, N patches, E embed, C channels.
 """
@@ -193,16 +193,9 @@ def deletion_curve(
     """
     patches = patchify(images, patch_size).clone()  # (B, N, P·P·C)
     scores = scores.flatten(1)
-    if scores.shape != patches.shape[:2]:
-        raise ValueError(
-            f"scores must have shape {tuple(patches.shape[:2])}, "
-            f"got {tuple(scores.shape)}"
-        )
-    if labels.shape != patches.shape[:1]:
-        raise ValueError(
-            f"labels must have shape {tuple(patches.shape[:1])}, "
-            f"got {tuple(labels.shape)}"
-        )
+    if scores.shape != patches.shape[:2] or len(labels) != len(patches):
+        came = f"{tuple(scores.shape)} scores and {len(labels)} labels"
+        raise ValueError(f"scores must be {tuple(patches.shape[:2])}, got {came}")
     order = scores.argsort(dim=1, descending=True, stable=True)  # (B, N)
     size = (images.size(2), images.size(3))
     rows = torch.arange(len(images), device=images.device)

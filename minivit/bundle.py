@@ -1,0 +1,206 @@
+"""One file to carry off: a model and all that it is made of, beside torch alone.
+
+    python -m minivit.bundle vit > vit_single.py
+    python -m minivit.bundle vit --bare > vit_single.py
+
+The files that a room imports are written below each other; what nothing in it uses
+stays behind.
+"""
+
+import argparse
+import ast
+import re
+import textwrap
+from pathlib import Path
+
+__all__ = ["ROOMS", "bundle"]
+
+# What can be carried off: a file of the package, and what it imports of it.
+ROOMS = ("attention", "layers", "positions", "encoder", "decoder", "transformer", "vit")
+LICENCE = "# From minivit. MIT License, copyright (c) 2026 the minivit authors."
+FOLDER = Path(__file__).resolve().parent
+WIDTH = 100  # of a line without comments
+GLUE = "\N{NO-BREAK SPACE}"
+
+
+def bundle(room: str, *, bare: bool = False) -> str:
+    """Write a room, and what it uses of the package, as one file.
+
+    Args:
+        room: one of `ROOMS`.
+        bare: leave out docstrings, comments and type hints, functions that the room's
+            classes do not call, and methods that only others would call.
+
+    Returns:
+        Source code that imports torch and Python's own library only.
+
+    Raises:
+        ValueError: an unknown room.
+    """
+    if room not in ROOMS:
+        raise ValueError(f"room must be one of {', '.join(ROOMS)}, got {room!r}")
+    files = _files(room)
+    modules = [ast.parse(text) for text in files.values()]
+    if bare:
+        modules = _stripped(modules)
+    wanted = {name for name in _exports(files[room]) if not bare or name[0].isupper()}
+    used = _reachable(wanted or set(_exports(files[room])), modules)
+
+    blocks = [_imports(modules, used)]
+    for module, text in zip(modules, files.values(), strict=True):
+        for node in module.body:
+            if _name(node) in used:
+                block = _wrapped(ast.unparse(node)) if bare else _source(text, node)
+                blocks.append(block)
+    head = LICENCE if bare else f"{LICENCE}\n{_introduction(files[room])}"
+    return head + "\n\n" + "\n\n\n".join(blocks) + "\n"
+
+
+def _files(room: str) -> dict[str, str]:
+    """Read a room and all that it imports, the lowest first."""
+    text = (FOLDER / f"{room}.py").read_text("utf-8")
+    found: dict[str, str] = {}
+    for below in re.findall(r"^from \.(\w+) import", text, re.MULTILINE):
+        found |= _files(below)
+    return found | {room: text}
+
+
+def _exports(text: str) -> list[str]:
+    (names,) = [n for n in ast.parse(text).body if _name(n) == "__all__"]
+    return ast.literal_eval(names.value)  # type: ignore[attr-defined]
+
+
+def _name(node: ast.stmt) -> str | None:
+    """What a statement at module level defines."""
+    match node:
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            return name
+        case (
+            ast.Assign(targets=[ast.Name(id=name)])
+            | ast.AnnAssign(target=ast.Name(id=name))
+        ):
+            return name
+    return None
+
+
+def _mentions(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+def _reachable(wanted: set[str], modules: list[ast.Module]) -> set[str]:
+    """Find what the wanted definitions mention, what that mentions, and so on."""
+    defined = {_name(node): node for module in modules for node in module.body}
+    used: set[str] = set()
+    while wanted:
+        used |= wanted
+        wanted = set().union(*(_mentions(defined[n]) for n in wanted if n in defined))
+        wanted -= used
+    return used
+
+
+def _imports(modules: list[ast.Module], used: set[str]) -> str:
+    """Every import from outside the package, once, and of names in use only."""
+    lines, names = set(), {}
+    for node in (node for module in modules for node in module.body):
+        if isinstance(node, ast.Import):
+            alias = node.names[0]
+            if (alias.asname or alias.name) in used:
+                lines.add(ast.unparse(node))
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            wanted = {alias.name for alias in node.names} & used
+            names.setdefault(node.module, set()).update(wanted)
+    for module, wanted in names.items():
+        if wanted:
+            lines.add(f"from {module} import {', '.join(sorted(wanted))}")
+    ours, torchs = [], []  # Python's own library first
+    for line in sorted(lines, key=lambda line: (line.startswith("from"), line)):
+        (torchs if "torch" in line else ours).append(line)
+    return "\n".join([*ours, "", *torchs] if ours else torchs)
+
+
+def _introduction(text: str) -> str:
+    """The room's docstring, without its advice on what to copy."""
+    paragraphs = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")
+    kept = [part for part in paragraphs if not part.startswith("Copy this")]
+    return '"""' + "\n\n".join(kept) + '\n"""'
+
+
+def _source(text: str, node: ast.stmt) -> str:
+    """A definition as it stands in its file, with the comment above it."""
+    lines = text.splitlines()
+    start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+    while lines[start - 2].startswith("#"):
+        start -= 1
+    return "\n".join(lines[start - 1 : node.end_lineno])
+
+
+def _stripped(modules: list[ast.Module]) -> list[ast.Module]:
+    """Take off docstrings and hints, and what no code calls of the files below."""
+    called = {
+        n.attr for m in modules for n in ast.walk(m) if isinstance(n, ast.Attribute)
+    }
+    called |= {"__init__", "forward"}
+    for module in modules:
+        for node in ast.walk(module):
+            if isinstance(node, ast.ClassDef) and module is not modules[-1]:
+                node.body = [n for n in node.body if (_name(n) or "forward") in called]
+    return [_Strip().visit(module) for module in modules]
+
+
+class _Strip(ast.NodeTransformer):
+    """Remove what a program does not need to run."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        return ast.arg(node.arg)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.Assign | None:
+        if node.value is None:
+            return None
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        node.returns = None
+        self.generic_visit(node)
+        return node
+
+
+def _wrapped(code: str) -> str:
+    """Break long lines after commas, but not inside a text."""
+    inside = {
+        (node.lineno, column)
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Constant | ast.JoinedStr)
+        for column in range(node.col_offset, node.end_col_offset or 0)
+    }
+    lines = []
+    for number, line in enumerate(code.splitlines(), start=1):
+        glued = "".join(  # spaces at which the line must stay together
+            GLUE if c == " " and (line[i - 1] != "," or (number, i) in inside) else c
+            for i, c in enumerate(line)
+        )
+        indent = " " * (len(line) - len(line.lstrip()) + 8)
+        lines += textwrap.wrap(
+            glued, WIDTH, subsequent_indent=indent, break_long_words=False
+        ) or [""]
+    code = "\n".join(lines).replace(GLUE, " ")
+    return re.sub(r"^(class .*:)\n\n", r"\1\n", code, flags=re.MULTILINE)
+
+
+def main() -> None:
+    """Write the file that the command line asks for to the standard output."""
+    parser = argparse.ArgumentParser(
+        prog="python -m minivit.bundle", description="Write a model as one file."
+    )
+    parser.add_argument("room", choices=ROOMS, help="what to write")
+    parser.add_argument(
+        "--bare", action="store_true", help="without docstrings, comments, type hints"
+    )
+    given = parser.parse_args()
+    print(bundle(given.room, bare=given.bare), end="")
+
+
+if __name__ == "__main__":
+    main()

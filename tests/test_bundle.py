@@ -1,0 +1,138 @@
+"""A bundle is carried out of the repository and run there, beside torch alone."""
+
+import ast
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from models import IMAGES, SEQ2SEQ, images, tokens
+from test_size import code_lines
+
+import minivit
+from minivit.bundle import ROOMS, bundle
+
+EACH = pytest.mark.parametrize("room", ROOMS)
+HOW = pytest.mark.parametrize("bare", [False, True], ids=["whole", "bare"])
+
+# What is built of a room, and what it is given.
+BUILD = {
+    "attention": ("MultiHeadAttention(8, 2)", lambda: (torch.randn(2, 5, 8),) * 3),
+    "layers": ("FeedForward(8, 12)", lambda: (torch.randn(2, 5, 8),)),
+    "positions": ("LearnedPositions(5, 8)", lambda: (torch.randn(2, 5, 8),)),
+    "encoder": (
+        "Encoder(8, 2, 2, 12, layer_scale=0.1, drop_path=0.1)",
+        lambda: (torch.randn(2, 5, 8),),
+    ),
+    "decoder": (
+        "Decoder(8, 2, 2, 12, norm_first=False)",
+        lambda: (torch.randn(2, 4, 8), torch.randn(2, 5, 8)),
+    ),
+    "transformer": (f"Transformer(**{SEQ2SEQ})", lambda: (tokens(2, 5), tokens(2, 4))),
+    "vit": (f"ViT(**{IMAGES})", lambda: (images(2),)),
+}
+
+RUN = """
+import importlib, json, sys
+sys.modules.update(dict.fromkeys(["minivit", "torchvision", "safetensors"]))
+sys.path.insert(0, ".")
+import torch
+
+for name, build in json.loads(sys.argv[1]).items():
+    module = importlib.import_module(name)
+    torch.manual_seed(0)
+    model = eval(build, vars(module))
+    inputs = torch.load(name + ".inputs", weights_only=True)
+    output = model(*inputs)
+    output.square().sum().backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    torch.save([output.detach(), *grads], name + ".outputs")
+"""
+
+
+@pytest.fixture(scope="module")
+def carried_out(tmp_path_factory):
+    """Run all bundles in a folder without other files, in a Python without minivit."""
+    folder, builds = tmp_path_factory.mktemp("elsewhere"), {}
+    for room, (build, make) in BUILD.items():
+        for bare in (False, True):
+            name = f"{room}_{'bare' if bare else 'whole'}"
+            builds[name] = build
+            (folder / f"{name}.py").write_text(bundle(room, bare=bare), "utf-8")
+            torch.save(make(), folder / f"{name}.inputs")
+    command = [sys.executable, "-I", "-c", RUN, json.dumps(builds)]
+    subprocess.run(command, cwd=folder, check=True)
+    return folder
+
+
+@HOW
+@EACH
+def test_the_same_bits_as_the_package(room, bare, carried_out):
+    name = f"{room}_{'bare' if bare else 'whole'}"
+    inputs = torch.load(carried_out / f"{name}.inputs", weights_only=True)
+    found = torch.load(carried_out / f"{name}.outputs", weights_only=True)
+    torch.manual_seed(0)
+    model = eval(BUILD[room][0], vars(minivit))
+    output = model(*inputs)
+    output.square().sum().backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(found) == 1 + len(grads) > 1
+    for a, b in zip(found, [output, *grads], strict=True):
+        assert torch.equal(a, b)
+
+
+@HOW
+@EACH
+def test_it_imports_torch_alone_and_nothing_in_vain(room, bare):
+    tree = ast.parse(bundle(room, bare=bare))
+    mentioned = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert getattr(node, "level", 0) == 0
+            module = getattr(node, "module", None) or node.names[0].name
+            top = module.split(".")[0]
+            assert top == "torch" or top in sys.stdlib_module_names
+            for alias in node.names:
+                assert (alias.asname or alias.name) in mentioned, alias.name
+
+
+@EACH
+def test_a_whole_bundle_has_all_that_the_room_offers(room):
+    found = {}
+    exec(bundle(room), found)
+    module = __import__(f"minivit.{room}", fromlist=["__all__"])
+    for name in module.__all__:
+        assert found[name].__doc__ == getattr(module, name).__doc__
+
+
+@EACH
+def test_it_says_where_it_comes_from(room):
+    for bare in (False, True):
+        first = bundle(room, bare=bare).splitlines()[0]
+        assert "minivit" in first
+        assert "MIT" in first
+    assert "Copy this file" not in bundle(room)
+
+
+def test_a_bare_vit_is_short():
+    source = bundle("vit", bare=True)
+    assert len(code_lines(source)) <= 200
+    assert len(bundle("vit").splitlines()) > 3 * len(source.splitlines())
+    for line in ('"""', "# (B", "->", ": Tensor"):
+        assert line not in source
+
+
+def test_comments_travel_with_what_they_explain():
+    assert "# Queries, keys and values of all heads come from one matrix" in bundle(
+        "vit"
+    )
+    assert "# What one decoder layer keeps between the steps" in bundle("decoder")
+
+
+def test_the_command(tmp_path):
+    command = [sys.executable, "-m", "minivit.bundle", "attention"]
+    run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    assert run.stdout == bundle("attention")
+    with pytest.raises(ValueError, match=r"one of attention, .*, got 'gpt2'"):
+        bundle("gpt2")
