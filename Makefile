@@ -4,7 +4,9 @@
 #   PYTHON=python3.12 make test          another interpreter
 #   UV_TORCH_BACKEND=cpu make book       PyTorch's CPU-only wheels (much smaller on Linux)
 
-PYTHON ?= $(if $(wildcard .venv/installed),.venv/bin/python,python3)
+# An interpreter that no longer runs is mended by another.
+PYTHON ?= $(shell test -e .venv/installed && .venv/bin/python -c "" 2>/dev/null \
+                    && echo .venv/bin/python || echo python3)
 BIN    := .venv/bin
 HTML   := _build/html/index.html
 JOBS   ?= 2
@@ -38,7 +40,7 @@ test: install  ## run every test and every chapter, outputs compared
 portable: install  ## run `make test` as other machines would, an hour (or a part: ONLY="no AVX" TESTS=book/vit.ipynb)
 	@$(BIN)/python tools/portable.py $(if $(ONLY),--only "$(ONLY)") $(TESTS)
 
-floors: install  ## run `make test` with the lowest versions that pyproject.toml names, in .venv-floors
+floors: install  ## run `make test` with the lowest versions that pyproject.toml names for package and tests
 	@$(BIN)/python tools/install.py floors
 	$(ONE) .venv-floors/bin/pytest $(ALL)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 __all__ = ["ROOMS", "bundle"]
 
+# What can be carried off: a file of the package, and what it imports of it.
 ROOMS = ("attention", "layers", "positions", "encoder", "decoder", "transformer", "vit")
 LICENCE = "# From minivit. MIT License, copyright (c) 2026 the minivit authors."
 FOLDER = Path(__file__).resolve().parent

@@ -127,7 +127,8 @@ def save_weights(
     """
     tensors = {}
     for name, weight in state_dict.items():
-        tensors[name] = weight.detach().cpu().to(dtype).contiguous()
+        # A copy of each: safetensors takes no names that share memory, as tied ones do.
+        tensors[name] = weight.detach().to("cpu", dtype, copy=True).contiguous()
         if not tensors[name].isfinite().all():
             raise ValueError(f"{name} holds NaN or numbers too large for {dtype}")
     write(path, to_bytes(tensors, metadata={"minivit": json.dumps(about)}))

@@ -106,7 +106,7 @@ def split(
     images: Tensor,
     labels: Tensor,
     *,
-    test_size: float | int = 0.25,
+    val_size: float | int = 0.25,
     seed: int = 0,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Divide data at random, every class in the same proportion on both sides.
@@ -114,11 +114,11 @@ def split(
     Args:
         images: (B, ...) inputs.
         labels: (B,) classes.
-        test_size: share of the data that is held out, or their number.
+        val_size: share of the data that is held out, or their number.
         seed: the same seed gives the same division.
 
     Returns:
-        (train_images, train_labels) and (test_images, test_labels).
+        (train_images, train_labels) and (val_images, val_labels).
 
     Raises:
         ValueError: lengths differ, an input is not finite, or a part would be empty.
@@ -128,14 +128,14 @@ def split(
     if len(images) != len(labels):
         raise ValueError(f"got {len(images)} images but {len(labels)} labels")
     check_finite(images)
-    train, test = train_test_split(
+    train, val = train_test_split(
         torch.arange(len(labels)).numpy(),
-        test_size=test_size,
+        test_size=val_size,
         random_state=seed,
         stratify=labels.cpu().numpy(),
     )
-    train, test = torch.from_numpy(train), torch.from_numpy(test)
-    return (images[train], labels[train]), (images[test], labels[test])
+    train, val = torch.from_numpy(train), torch.from_numpy(val)
+    return (images[train], labels[train]), (images[val], labels[val])
 
 
 def write_date(day: date, form: str) -> str:
@@ -164,34 +164,34 @@ def write_date(day: date, form: str) -> str:
 
 
 def date_pairs(
-    train_size: int, test_size: int, *, seed: int = 0
+    train_size: int, val_size: int, *, seed: int = 0
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Draw different dates from 1900 to 2099, each in one form and in ISO 8601.
 
-    No date occurs twice, so no test date was seen in training, in whatever form.
+    No date occurs twice: none to measure with was seen in training, in whatever form.
 
     Args:
         train_size: number of training pairs.
-        test_size: number of test pairs.
+        val_size: number of pairs to measure with.
         seed: the same seed gives the same pairs.
 
     Returns:
-        Training pairs and test pairs, such as ("March 3, 2021", "2021-03-03").
+        Training pairs and the others, such as ("March 3, 2021", "2021-03-03").
 
     Raises:
         ValueError: a size is below one, or there are not so many dates.
     """
     first, last = date(1900, 1, 1).toordinal(), date(2099, 12, 31).toordinal()
     days = range(first, last + 1)
-    if train_size < 1 or test_size < 1 or train_size + test_size > len(days):
+    if train_size < 1 or val_size < 1 or train_size + val_size > len(days):
         raise ValueError(
-            f"train_size and test_size must be at least 1 and add up to at most "
-            f"{len(days)}, got {train_size} and {test_size}"
+            f"train_size and val_size must be at least 1 and add up to at most "
+            f"{len(days)}, got {train_size} and {val_size}"
         )
     draw = random.Random(seed)
     pairs = [
         (write_date(day, draw.choice(DATE_FORMS)), day.isoformat())
-        for day in map(date.fromordinal, draw.sample(days, train_size + test_size))
+        for day in map(date.fromordinal, draw.sample(days, train_size + val_size))
     ]
     return pairs[:train_size], pairs[train_size:]
 

@@ -33,6 +33,8 @@ __all__ = [
 
 MEMORY = 2 * 2**30  # bytes of pixels that we keep at most
 
+Part = tuple[list[str], Tensor]  # files and their labels
+
 
 class InMemory:
     """Pictures of one size, kept as bytes.
@@ -69,7 +71,7 @@ class OnDisk(Dataset):
         labels: (N,) integers.
         transform: from a PIL image to (C, height, width) uint8. What it draws at random
             depends on the seed and the picture alone, not on the number of processes.
-        workers: processes that decode.
+        num_workers: processes that decode.
     """
 
     def __init__(
@@ -77,12 +79,12 @@ class OnDisk(Dataset):
         files: Sequence[str],
         labels: Tensor,
         transform: Callable[[Any], Tensor],
-        workers: int = 0,
+        num_workers: int = 0,
     ) -> None:
         self.files = files
         self.labels = labels
         self.transform = transform
-        self.workers = workers
+        self.num_workers = num_workers
         self.seed = 0
 
     def __len__(self) -> int:
@@ -105,7 +107,7 @@ class OnDisk(Dataset):
         loader = DataLoader(
             self,
             batch_sampler=[batch.tolist() for batch in rows],
-            num_workers=self.workers,
+            num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
         try:
@@ -118,25 +120,25 @@ class Pictures(NamedTuple):
     """What a model learns from, and what it is measured with."""
 
     train: InMemory | OnDisk
-    held_out: InMemory | OnDisk
+    val: InMemory | OnDisk
     classes: list[str]
 
     @property
     def mark(self) -> int:
-        """Tell one division from another by the labels that were held out, in order."""
-        return zlib.crc32(self.held_out.labels.cpu().numpy().tobytes())
+        """Tell one division from another by the labels of `val`, in order."""
+        return zlib.crc32(self.val.labels.cpu().numpy().tobytes())
 
 
 def load_pictures(
     name: str | Path,
     *,
     image_size: int | None = None,
-    held_out: float = 0.1,
+    val_size: float = 0.1,
     seed: int = 0,
-    limit: int | None = None,
-    keep: str = "auto",
-    workers: int = 0,
-    root: str | Path = "data",
+    max_train_images: int | None = None,
+    cache: str = "auto",
+    num_workers: int = 0,
+    data_dir: str | Path = "data",
 ) -> Pictures:
     """Load a set by its name, or any folder with one folder of pictures a class.
 
@@ -148,71 +150,48 @@ def load_pictures(
         name: "digits", "cifar10", "fashion-mnist", or the path of a folder.
         image_size: side to which files are resized (shorter side, then the centre is
             cut out); by default 224. The three sets have their own size.
-        held_out: share of each class that is not trained on.
+        val_size: share of each class that is not trained on.
         seed: of the division.
-        limit: number of training images that are kept, each class in its proportion.
-        keep: "memory", "disk", or "auto": memory if all fits into 2 GiB.
-        workers: processes that decode files, if they stay on disk.
-        root: where downloads are kept.
+        max_train_images: number of images to train on, each class in its proportion.
+        cache: "memory", "disk", or "auto": memory if all fits into 2 GiB.
+        num_workers: processes that decode files, if they stay on disk.
+        data_dir: where downloads are kept.
 
     Returns:
-        train, held_out and the names of the classes.
+        train, val and the names of the classes.
 
     Raises:
         ValueError: no such set or folder, a class without pictures, a file that is no
             picture (named), or an argument out of range.
     """
-    if keep not in ("auto", "memory", "disk"):
-        raise ValueError(f"keep must be 'auto', 'memory' or 'disk', got {keep!r}")
-    if not 0.0 < held_out < 1.0:
-        raise ValueError(f"held_out must lie between 0 and 1, got {held_out}")
+    if cache not in ("auto", "memory", "disk"):
+        raise ValueError(f"cache must be 'auto', 'memory' or 'disk', got {cache!r}")
     if name in SETS:
-        images, labels, classes = SETS[str(name)](root, train=True)
-        if image_size not in (None, images.size(-1)):
-            raise ValueError(
-                f"{name} has images of {images.size(-1)} pixels, "
-                f"got image_size={image_size}"
-            )
-        rows, val_rows = _hold_out(labels, held_out, seed)
-        rows = _keep(rows, labels, limit, seed)
-        train = InMemory(images[rows], labels[rows])
-        return Pictures(train, InMemory(images[val_rows], labels[val_rows]), classes)
-    folder, size = Path(name), image_size or 224
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is neither a folder nor one of {sorted(SETS)}")
-    if (folder / "train").is_dir() and (folder / "val").is_dir():
-        files, labels, classes = _list(folder / "train")
-        val_files, val_labels, val_classes = _list(folder / "val")
-        if val_classes != classes:
-            raise ValueError(
-                f"{folder / 'train'} and {folder / 'val'} must have the same classes, "
-                f"got {classes} and {val_classes}"
-            )
-        rows, val_rows = torch.arange(len(files)), torch.arange(len(val_files))
-    else:
-        files, labels, classes = _list(folder)
-        val_files, val_labels = files, labels
-        rows, val_rows = _hold_out(labels, held_out, seed)
-    rows = _keep(rows, labels, limit, seed)
-    parts = [
-        OnDisk([found[i] for i in part], numbers[part], square(size), workers)
-        for found, numbers, part in (
-            (files, labels, rows),
-            (val_files, val_labels, val_rows),
-        )
-    ]
+        images, labels, classes = SETS[str(name)](data_dir, train=True)
+        _check_image_size(name, images.size(-1), image_size)
+        rows, val_rows = _divide(labels, val_size, seed)
+        rows = rows[_at_most(max_train_images, labels[rows], seed)]
+        train, val = (InMemory(images[i], labels[i]) for i in (rows, val_rows))
+        return Pictures(train, val, classes)
+    (files, labels), val, classes = _list_parts(Path(name), val_size, seed)
+    rows = _at_most(max_train_images, labels, seed)
+    train = [files[row] for row in rows], labels[rows]
+    size = image_size or 224
+    parts = [OnDisk(*part, square(size), num_workers) for part in (train, val)]
     needed = 3 * size**2 * sum(map(len, parts))
-    if keep == "memory" or (keep == "auto" and needed <= MEMORY):
+    if cache == "memory" or (cache == "auto" and needed <= MEMORY):
         parts = [_into_memory(part) for part in parts]
     return Pictures(*parts, classes)
 
 
-def load_test(name: str, *, root: str | Path = "data") -> tuple[InMemory, list[str]]:
+def load_test(
+    name: str, *, data_dir: str | Path = "data"
+) -> tuple[InMemory, list[str]]:
     """Load the part of a set that nobody trains on.
 
     Args:
         name: "cifar10" or "fashion-mnist", which torchvision downloads and checks.
-        root: where downloads are kept.
+        data_dir: where downloads are kept.
 
     Returns:
         10,000 pictures and the names of the classes.
@@ -222,7 +201,7 @@ def load_test(name: str, *, root: str | Path = "data") -> tuple[InMemory, list[s
     """
     if name not in ("cifar10", "fashion-mnist"):
         raise ValueError(f"only cifar10 and fashion-mnist have a test part, not {name}")
-    images, labels, classes = SETS[name](root, train=False)
+    images, labels, classes = SETS[name](data_dir, train=False)
     return InMemory(images, labels), classes
 
 
@@ -323,24 +302,53 @@ def read(file: str | Path) -> Any:
         raise ValueError(f"{file} cannot be read as a picture: {error}") from error
 
 
-def _hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def _divide(labels: Tensor, val_size: float, seed: int) -> tuple[Tensor, Tensor]:
     """Draw rows to train on and rows to measure with, each class in its proportion."""
-    (train, _), (rest, _) = split(
-        torch.arange(len(labels)), labels, test_size=share, seed=seed
+    if not 0.0 < val_size < 1.0:
+        raise ValueError(f"val_size must lie between 0 and 1, got {val_size}")
+    (train, _), (val, _) = split(
+        torch.arange(len(labels)), labels, val_size=val_size, seed=seed
     )
-    return train, rest
+    return train, val
 
 
-def _keep(rows: Tensor, labels: Tensor, limit: int | None, seed: int) -> Tensor:
-    """Keep so many rows, each class in its proportion."""
-    if limit is None or limit >= len(rows):
+def _at_most(number: int | None, labels: Tensor, seed: int) -> Tensor:
+    """Draw so many rows, each class in its proportion."""
+    rows = torch.arange(len(labels))
+    if number is None or number >= len(rows):
         return rows
-    if limit < len(labels.unique()):
+    if number < len(labels.unique()):
         raise ValueError(
-            f"limit={limit} is less than one image for each of the "
+            f"max_train_images={number} is less than one image for each of the "
             f"{len(labels.unique())} classes"
         )
-    return split(rows, labels[rows], test_size=limit, seed=seed)[1][0]
+    return split(rows, labels, val_size=number, seed=seed)[1][0]
+
+
+def _check_image_size(name: str | Path, size: int, image_size: int | None) -> None:
+    if image_size not in (None, size):
+        raise ValueError(
+            f"{name} has images of {size} pixels, got image_size={image_size}"
+        )
+
+
+def _list_parts(folder: Path, val_size: float, seed: int) -> tuple[Part, Part, list]:
+    """List what a folder has to train on and to measure with, and its classes."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is neither a folder nor one of {sorted(SETS)}")
+    if not ((folder / "train").is_dir() and (folder / "val").is_dir()):
+        files, labels, classes = _list(folder)
+        parts = _divide(labels, val_size, seed)
+        train, val = [([files[i] for i in rows], labels[rows]) for rows in parts]
+        return train, val, classes
+    files, labels, classes = _list(folder / "train")
+    val_files, val_labels, val_classes = _list(folder / "val")
+    if val_classes != classes:
+        raise ValueError(
+            f"{folder / 'train'} and {folder / 'val'} must have the same classes, "
+            f"got {classes} and {val_classes}"
+        )
+    return (files, labels), (val_files, val_labels), classes
 
 
 def _list(folder: Path) -> tuple[list[str], Tensor, list[str]]:
@@ -365,23 +373,23 @@ def _into_memory(pictures: OnDisk) -> InMemory:
     return InMemory(torch.cat(images), torch.cat(labels))
 
 
-def _digits(root: str | Path, train: bool) -> tuple[Tensor, Tensor, list[str]]:
+def _digits(folder: str | Path, train: bool) -> tuple[Tensor, Tensor, list[str]]:
     images, labels = load_digits()
     return (images * 255).round().byte(), labels, [str(i) for i in range(10)]
 
 
-def _cifar10(root: str | Path, train: bool) -> tuple[Tensor, Tensor, list[str]]:
+def _cifar10(folder: str | Path, train: bool) -> tuple[Tensor, Tensor, list[str]]:
     from torchvision.datasets import CIFAR10
 
-    found = CIFAR10(str(root), train=train, download=True)
+    found = CIFAR10(str(folder), train=train, download=True)
     images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor(found.targets), found.classes
 
 
-def _fashion_mnist(root: str | Path, train: bool) -> tuple[Tensor, Tensor, list[str]]:
+def _fashion_mnist(folder: str | Path, train: bool) -> tuple[Tensor, Tensor, list[str]]:
     from torchvision.datasets import FashionMNIST
 
-    found = FashionMNIST(str(root), train=train, download=True)
+    found = FashionMNIST(str(folder), train=train, download=True)
     return found.data[:, None], found.targets, found.classes
 
 

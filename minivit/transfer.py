@@ -41,9 +41,13 @@ def pretrained(
     Names of the classes and the preprocessing that the weights expect come from
     torchvision:
 
-        weights = torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1
-        weights.meta["categories"]  # 1000 names
-        weights.transforms()        # resize, crop, normalise: image -> (3, 224, 224)
+        >>> from torchvision.models import ViT_B_16_Weights
+        >>> weights = ViT_B_16_Weights.IMAGENET1K_V1
+        >>> len(weights.meta["categories"])
+        1000
+        >>> preprocess = weights.transforms()  # resize, crop, normalise
+        >>> preprocess(torch.zeros(3, 300, 400)).shape
+        torch.Size([3, 224, 224])
 
     Args:
         name: "vit_b_16", "vit_b_32" or "vit_l_16".

@@ -75,6 +75,7 @@ class Transformer(nn.Module):
             raise ValueError(f"share_embeddings needs one vocabulary, got {sizes}")
         self.pad_id = pad_id
         self.max_len = max_len
+        self.src_vocab_size = src_vocab_size
         self.tgt_vocab_size = tgt_vocab_size
         self.scale = math.sqrt(embed_dim)
 

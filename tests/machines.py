@@ -2,8 +2,8 @@
 
 The bits of a float depend on the instructions that torch's own kernels use
 (ATEN_CPU_CAPABILITY), those of oneDNN (ONEDNN_MAX_CPU_ISA) and of MKL (MKL_CBWR), and
-on the number of threads that share a sum. The order of a set of strings depends on
-PYTHONHASHSEED.
+on the number of threads that share a sum. They choose separately: only "no AVX" keeps
+all three from it. The order of a set of strings depends on PYTHONHASHSEED.
 """
 
 import functools
@@ -15,7 +15,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 MACHINES = {
     "as it is": {},
-    "no AVX": {"ATEN_CPU_CAPABILITY": "default"},
+    "no AVX": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",
+    },
+    "ATen plain": {"ATEN_CPU_CAPABILITY": "default"},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2"},
     "AVX-512": {"ATEN_CPU_CAPABILITY": "avx512"},
     "oneDNN AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
@@ -28,6 +33,8 @@ MACHINES = {
     # No library's setting: elsewhere/sitecustomize.py rounds all weights otherwise.
     "other updates": {"PYTHONPATH": str(HERE / "elsewhere")},
 }
+# What the user has set of all this is left out: a machine is what is written above.
+SETTINGS = ("ATEN_", "DNNL_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "PYTHONHASHSEED")
 # Machines that are tried even if a look at their arithmetic shows nothing new.
 ALWAYS = {"two threads", "hash seed", "other updates"}
 
@@ -46,7 +53,8 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16):
     out = [attended, F.conv2d(x, w), F.gelu(x), F.layer_norm(x, x.shape[-1:])]
     out += [x.softmax(-1), x.sum((0, 2)), x.exp(), x.square().mean(1).sqrt()]
     sum(t.square().sum() for t in out).backward()
-    for t in [*out, x.grad, w.grad]:
+    torch.optim.SGD([w]).step()
+    for t in [*out, x.grad, w.grad, w]:
         digest.update(t.detach().double().numpy().tobytes())
 print(digest.hexdigest())
 """
@@ -57,7 +65,8 @@ def environment(machine: str) -> dict[str, str]:
     changes = {"OMP_NUM_THREADS": "1"} | MACHINES[machine]
     if "PYTHONPATH" in changes and "PYTHONPATH" in os.environ:
         changes["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
-    return os.environ | changes
+    own = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS)}
+    return own | changes
 
 
 @functools.cache

@@ -4,6 +4,7 @@ What the chapters compute is compared by nbval; here is what nbval does not see.
 skips a cell without an execution count, and does not care how a chapter is made.
 """
 
+import ast
 import re
 import runpy
 import sys
@@ -28,7 +29,7 @@ if "google.colab" in sys.modules:  # on your own machine: see the README
     %pip install -q git+{PROJECT["urls"]["Repository"]}"""
 
 # Why the printed text of a cell is not compared. How many there are may only fall.
-VARIES = {"varies-clock": 12, "varies-rounding": 52}
+VARIES = {"varies-clock": 11, "varies-rounding": 52}
 TAGS = {
     *VARIES,
     "hide-cell",
@@ -38,6 +39,11 @@ TAGS = {
     "remove-cell",
     "remove-input",
     "remove-output",
+}
+
+# Cells that are not compared and whose claim nobody asserts: their first lines.
+CLAIMS_NOTHING = {
+    "days = small / (mfu * peak) / 86400": "divides by a speed that is asserted before",
 }
 
 RUN_TIME = re.compile(r"\babout\s+\**(\d+)\s*(?:s|seconds)\b[^.]*two CPU cores")
@@ -82,7 +88,8 @@ def chapter(request):
 def toc():
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))
     chapters = [entry for part in contents["parts"] for entry in part["chapters"]]
-    return [entry["file"] for entry in chapters]
+    pages = [page for entry in chapters for page in (entry, *entry.get("sections", ()))]
+    return [page["file"] for page in pages]
 
 
 def test_there_are_chapters():
@@ -94,6 +101,15 @@ def test_contents_name_what_exists(toc):
         suffixes = [".md", ".ipynb"]
         assert any((ROOT / f"{file}{suffix}").exists() for suffix in suffixes), file
     assert len(set(toc)) == len(toc)
+
+
+def test_no_page_is_forgotten(toc):
+    """A page outside the contents would not be built."""
+    pages = {
+        page.relative_to(ROOT).with_suffix("") for page in ROOT.glob("book/**/*.md")
+    }
+    logs = {page for page in pages if page.parts[1] == "logs"}
+    assert {page.as_posix() for page in pages - logs} <= {*toc, "book/index"}
 
 
 def test_in_contents(chapter, toc):
@@ -120,7 +136,7 @@ def test_no_errors_stored(chapter):
 
 
 def test_nothing_escapes_comparison(chapter):
-    """Tags are known ones; no cell is skipped by nbval; what is ignored asserts."""
+    """Tags are known ones; no cell is skipped by nbval."""
     for cell in chapter.code:
         assert set(cell.metadata.get("tags", [])) <= TAGS, shown(cell)
         assert "NBVAL" not in cell.source, f"use a tag instead: {shown(cell)}"
@@ -133,6 +149,33 @@ def test_what_is_not_compared_says_why(chapter):
         assert len(VARIES.keys() & set(tags)) == ignored, shown(cell)
         text = any(o.get("text") or len(o.data) == 1 for o in cell.outputs)
         assert text or not ignored, f"a figure is not compared anyway: {shown(cell)}"
+
+
+def asserts(tree):
+    return any(
+        isinstance(node, ast.Assert)
+        or (isinstance(node, ast.Attribute) and node.attr == "assert_close")
+        for node in ast.walk(tree)
+    )
+
+
+def names(tree, context):
+    """The variables that are set (ast.Store) or read (ast.Load)."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    return {node.id for node in found if isinstance(node.ctx, context)}
+
+
+def test_what_is_not_compared_is_asserted(chapter):
+    """In the cell, or in one of the next two, which reads what the cell has set."""
+    for i, cell in enumerate(chapter.code):
+        ignored = "nbval-ignore-output" in cell.metadata.get("tags", [])
+        if not ignored or cell.source.partition("\n")[0] in CLAIMS_NOTHING:
+            continue
+        this, *others = (ast.parse(c.source) for c in chapter.code[i : i + 3])
+        assert asserts(this) or any(
+            asserts(other) and names(this, ast.Store) & names(other, ast.Load)
+            for other in others
+        ), f"its claim is not asserted: {shown(cell)}"
 
 
 def test_the_front_page_says_how_much_is_not_compared():

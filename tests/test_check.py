@@ -1,12 +1,17 @@
 """The checker finds every planted mistake, names it, and never cries wolf."""
 
+import contextlib
 import json
+import random
 import re
 import subprocess
 import sys
+import threading
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from mutants import MUTANTS
 from right import STYLES
 from right.libraries import LIBRARIES, sdpa, shape, small
@@ -36,7 +41,8 @@ def test_mutants_are_caught_and_named(mutant, record_property):
 def test_there_are_enough_mutants():
     assert len(MUTANTS) >= 40
     assert len({(m.checker, m.name) for m in MUTANTS}) == len(MUTANTS)
-    assert {m.checker for m in MUTANTS} == set(check.__all__) - {"Finding", "Report"}
+    checkers = {name for name in check.__all__ if name.islower()}
+    assert {m.checker for m in MUTANTS} == checkers
 
 
 # Right ones: all must pass ------------------------------------------------------------
@@ -141,10 +147,180 @@ def test_the_users_module_is_left_as_it_was():
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_the_users_generators_are_left_as_they_were():
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    before = states()
+    assert check.multi_head_attention(minivit.MultiHeadAttention(8, 2))
+    assert states() == before
+
+
+class HeadInAClosure(minivit.ViT):
+    """A copy of the module still holds the lambda, and the lambda this module."""
+
+    def __init__(self):
+        super().__init__(**small, **shape)
+        self.classify = lambda x: self.head(self.features(x)[:, 0])
+
+    def forward(self, x):
+        return self.classify(x)
+
+
+EMBEDDED = torch.randn(10, 48) * 0.1
+
+
+class HeadOfGlobals(nn.Module):
+    """Compares images with a fixed table, as CLIP with its embedded texts."""
+
+    def __init__(self):
+        super().__init__()
+        self.vit = minivit.ViT(**small, **shape)
+        self.vit.head = nn.Identity()
+
+    def forward(self, x):
+        return F.linear(self.vit.features(x)[:, 0], EMBEDDED)
+
+
+@pytest.mark.parametrize("make", [HeadInAClosure, HeadOfGlobals])
+def test_weights_that_a_copy_does_not_own_are_left_as_they_were(make):
+    model, table = make(), EMBEDDED.clone()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    report = check.vit(model, image_size=32, in_channels=3, num_classes=10)
+    assert report, report
+    assert torch.equal(EMBEDDED, table)
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# What the caller has set --------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [
+        torch.no_grad(),
+        torch.inference_mode(),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.device("meta"),
+        float64_by_default(),
+    ],
+    ids=["no_grad", "inference_mode", "autocast", "device", "dtype"],
+)
+def test_what_surrounds_the_call_changes_no_verdict(surroundings):
+    model, layer = minivit.ViT(**small, **shape), minivit.EncoderLayer(24, 4, 48)
+    norm = nn.LayerNorm(6)
+    before = torch.is_grad_enabled(), torch.get_default_dtype()
+    with surroundings:
+        inside = torch.is_grad_enabled(), torch.get_default_dtype()
+        reports = check.vit(model), check.encoder_layer(layer)
+        functions = check.attention(times_root), check.layer_norm(norm)
+        assert (torch.is_grad_enabled(), torch.get_default_dtype()) == inside
+    assert (torch.is_grad_enabled(), torch.get_default_dtype()) == before
+    assert all(reports), reports
+    assert functions[0].findings == check.attention(times_root).findings
+    assert functions[1], functions[1]
+
+
+# What cannot be checked ---------------------------------------------------------------
+
+
+class Uncopied(minivit.EncoderLayer):
+    def __deepcopy__(self, memo):
+        return self
+
+
+def without_numbers(layer):
+    return layer.to("meta")
+
+
+def not_called_yet(layer):
+    layer.net = nn.Sequential(nn.LazyLinear(24))
+    return layer
+
+
+def locked(layer):
+    layer.lock = threading.Lock()
+    return layer
+
+
+def one_nan(layer):
+    next(layer.parameters()).data[0] = torch.nan
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("spoil", "check_name", "words"),
+    [
+        (lambda layer: Uncopied(24, 4, 48).train(), "copy", "shares weights"),
+        (without_numbers, "copy", "meta"),
+        (not_called_yet, "copy", "uninitialized"),
+        (locked, "copy", "lock"),
+        (one_nan, "weights", "holds NaN or infinite numbers"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_finding(spoil, check_name, words):
+    layer = spoil(minivit.EncoderLayer(24, 4, 48).train())
+    report = check.encoder_layer(layer)
+    (finding,) = report.findings
+    assert finding.check == check_name
+    assert words in f"{finding.symptom}: {finding.cause}"
+    assert report.checks == [check_name]
+    assert layer.training
+
+
+def test_tensors_kept_in_nested_lists_can_be_copied():
+    class Kept(minivit.MultiHeadAttention):
+        def forward(self, *inputs, mask=None):
+            out = super().forward(*inputs, mask=mask)
+            self.past = [{"layer": (out, out * 2)}]
+            return out
+
+    module = Kept(8, 2)
+    x = torch.randn(2, 5, 8)
+    module(x, x, x)
+    past = module.past[0]["layer"][0].clone()
+    assert check.multi_head_attention(module)
+    assert torch.equal(module.past[0]["layer"][0], past)
+
+
+def test_integers_among_the_parameters_are_left_alone():
+    class Numbered(minivit.ViT):
+        def __init__(self):
+            super().__init__(**small, **shape)
+            self.numbers = nn.Parameter(torch.arange(5), requires_grad=False)
+
+    report = check.vit(Numbered())
+    assert report, report
+
+
 def test_frozen_and_half_precision_modules_can_be_checked():
     model = minivit.ViT(**small, **shape).requires_grad_(False).bfloat16()
     report = check.vit(model)
     assert report, str(report)
+
+
+def test_a_layer_normalisation_in_half_precision_can_be_checked():
+    report = check.layer_norm(nn.LayerNorm(6).bfloat16())
+    assert report, report
+
+
+def test_another_eps_is_called_that():
+    def of_bert(x):
+        return F.layer_norm(x, (6,), eps=1e-12)
+
+    (finding,) = check.layer_norm(of_bert).findings
+    assert "eps is smaller than 1e-7, not 1e-05" in finding.cause
+    assert check.layer_norm(of_bert, eps=1e-12)
 
 
 def test_a_trained_model_is_not_blamed_for_its_loss():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from minivit import checkpoint
+from minivit import Transformer, checkpoint
 
 
 def parts(seed=0):
@@ -112,7 +112,7 @@ def test_other_parts_are_refused(tmp_path):
 
 SMALL_DISK = """
 import resource, signal, sys, torch
-from minivit import checkpoint
+from minivit import Transformer, checkpoint
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -173,6 +173,26 @@ def test_weights_come_back_with_what_is_known(tmp_path, dtype):
     assert known == about
     for name, weight in weights.items():
         assert torch.equal(found[name], weight.to(dtype).float())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_weights_come_back_tied(tmp_path, tied):
+    """One matrix under three names: safetensors takes no memory twice."""
+
+    def model():
+        sizes = {"embed_dim": 8, "num_layers": 1, "num_heads": 2, "mlp_dim": 8}
+        sizes |= {"src_vocab_size": 9, "tgt_vocab_size": 9}
+        options = {"tie_embeddings": tied, "share_embeddings": tied}
+        return Transformer(**sizes, **options).eval()
+
+    first, second = model(), model()
+    checkpoint.save_weights(tmp_path / "w", first.state_dict(), {})
+    second.load_state_dict(checkpoint.load_weights(tmp_path / "w")[0], strict=True)
+    src, tgt = torch.randint(1, 9, (2, 3, 5))
+    assert torch.equal(second(src, tgt), first(src, tgt))
+    assert len(list(second.parameters())) == len(list(first.parameters()))
+    assert (second.tgt_embed.weight is second.head.weight) == tied
+    assert (second.tgt_embed.weight is second.src_embed.weight) == tied
 
 
 def test_weights_outlive_their_file(tmp_path):

@@ -2,9 +2,11 @@
 
 A process that cannot import minivit, nor any library that the row does not name, gets
 the files of the row and does something real with them. Then the same without one of
-the files, for each file: it must fail, or the row names too many.
+the files, for each file: it must fail, or the row names too many. Every library that
+one of the files imports is named; in brackets if that something needs none of it.
 """
 
+import ast
 import json
 import os
 import re
@@ -34,6 +36,7 @@ ROWS = {
 }
 MODULES = {"scikit-learn": "sklearn"}  # whose name on import is another
 LIBRARIES = {"matplotlib", "safetensors", "sklearn", "timm", "torchvision", "tqdm"}
+NOT_NAMED = {*sys.stdlib_module_names, "torch", "PIL"}  # torchvision brings PIL
 
 SMALL = "embed_dim=8, num_layers=1, num_heads=2, mlp_dim=16"
 DIGITS = "image_size=8, patch_size=4, in_channels=1, num_classes=10"
@@ -139,8 +142,8 @@ for colour in ("red", "blue"):
     for number in range(4):
         Path("photographs", colour).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 10), colour).save(f"photographs/{colour}/{number}.png")
-pictures = load_pictures("photographs", image_size=8, held_out=0.5)
-assert pictures.classes == ["blue", "red"] and len(pictures.held_out) == 4
+pictures = load_pictures("photographs", image_size=8, val_size=0.5)
+assert pictures.classes == ["blue", "red"] and len(pictures.val) == 4
 """,
     "training, a loop to read": """
 from MODULE import fit
@@ -224,12 +227,41 @@ def test_all_rows_are_used():
     assert ROWS.keys() == USES.keys()
 
 
+def parse(row):
+    """The module of a row, its files, and the libraries before and in brackets."""
+    module, files, libraries = ROWS[row]
+    always, sometimes = re.fullmatch(r"(.*?)(?: ?\((.*)\))?", libraries).groups("")
+    named = [
+        {MODULES.get(name, name) for name in text.split(", ") if name}
+        for text in (always, sometimes)
+    ]
+    return module.strip("`"), re.findall(r"`([\w./]+)`", files), *named
+
+
+def imported(path):
+    """The first names of all that a file imports, wherever in it it does."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module)
+    return {name.partition(".")[0] for name in found}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_all_libraries_are_named(row):
+    _, files, always, sometimes = parse(row)
+    paths = [PACKAGE / name for name in files]
+    paths = [file for path in paths for file in (path, *path.rglob("*.py"))]
+    found = set().union(*(imported(path) for path in paths if path.is_file()))
+    assert not always & sometimes
+    assert always | sometimes == found - NOT_NAMED
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_row(row, tmp_path):
-    module, files, libraries = ROWS[row]
-    files = re.findall(r"`([\w./]+)`", files)
-    module = module.strip("`")
-    libraries = {MODULES.get(name, name) for name in libraries.split(", ") if name}
+    module, files, libraries, _ = parse(row)
     assert libraries <= LIBRARIES
     above = module.startswith("net.")  # floor 0
 

@@ -79,7 +79,7 @@ def test_seeds_of_a_split():
 
 def test_a_split_by_number():
     images, labels = load_digits()
-    train, test = split(images, labels, test_size=100)
+    train, test = split(images, labels, val_size=100)
     assert (len(train[0]), len(test[0])) == (1697, 100)
     assert torch.bincount(test[1]).min() >= 9
 

@@ -93,10 +93,10 @@ def test_targets_are_iso():
 def test_test_dates_are_new(seed):
     train, test = date_pairs(4000, 1000, seed=seed)
     assert (len(train), len(test)) == (4000, 1000)
-    seen, held_out = {iso for _, iso in train}, {iso for _, iso in test}
+    seen, val = {iso for _, iso in train}, {iso for _, iso in test}
     assert len(seen) == 4000
-    assert len(held_out) == 1000
-    assert not seen & held_out
+    assert len(val) == 1000
+    assert not seen & val
 
 
 def test_deterministic():

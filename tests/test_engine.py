@@ -7,11 +7,13 @@ import json
 import multiprocessing
 import os
 import pkgutil
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import typing
 
 import pytest
 import torch
@@ -39,26 +41,26 @@ TINY = {
     "mlp_dim": 32,
     "epochs": 2,
     "batch_size": 128,
-    "limit": 640,
+    "max_train_images": 640,
     "lr": 3e-3,
-    "warmup": 0.1,
+    "warmup_ratio": 0.1,
     "device": "cpu",
 }
 EVERYTHING = {
     **TINY,
     "optimizer": OPTIMIZER,
-    "ema": 0.9,
+    "ema_decay": 0.9,
     "dropout": 0.1,
     "drop_path": 0.1,
     "crop": True,
-    "same_draw": 64,
+    "augment_group_size": 64,
     "randaugment": 1,
-    "erasing": 0.5,
+    "random_erasing": 0.5,
     "mixup": 0.8,
     "cutmix": 1.0,
-    "unmixed": 0.3,
+    "mixup_off_epochs": 1,
     "label_smoothing": 0.1,
-    "save_every": 0.0,  # a checkpoint after every update
+    "save_every_seconds": 0.0,  # a checkpoint after every update
 }
 
 
@@ -134,10 +136,10 @@ def test_the_weights_are_the_averaged_ones_and_as_good_as_said(finished):
     assert found["accuracy"] == pytest.approx(history["val_accuracy"][-1])
     assert found["images"] == 180
 
-    _, held_out, _ = load_pictures("digits")
-    pixels = normalise(trained.about["mean"], trained.about["std"])(held_out.images)
+    _, val, _ = load_pictures("digits")
+    pixels = normalise(trained.about["mean"], trained.about["std"])(val.images)
     with torch.no_grad():
-        loss = F.cross_entropy(trained.model(pixels), held_out.labels)
+        loss = F.cross_entropy(trained.model(pixels), val.labels)
     assert loss.item() == pytest.approx(history["val_loss"][-1], rel=1e-5)
 
 
@@ -155,7 +157,7 @@ def test_the_bar_shows_speed_and_time_left(tmp_path, capsys, progress, shown):
 
 
 def test_it_learns(tmp_path):
-    changes = {"limit": None, "patch_size": 2, "embed_dim": 32, "epochs": 20}
+    changes = {"max_train_images": None, "patch_size": 2, "embed_dim": 32, "epochs": 20}
     history = run(tiny(tmp_path, optimizer=OPTIMIZER, lr=1e-2, **changes))
     assert history["val_accuracy"][-1] > 0.85  # 0.89 to 0.95 with three seeds
     losses = history["train_loss"][::5]  # neighbours may change places
@@ -184,7 +186,7 @@ def test_the_command_gives_the_recipe_again(tmp_path, monkeypatch):
 def test_accumulation_changes_nothing(tmp_path):
     """Five unequal pieces give the weights and the steps of one batch."""
     whole = run(tiny(tmp_path / "whole", batch_size=127))
-    pieces = run(tiny(tmp_path / "pieces", batch_size=127, accumulate=5))
+    pieces = run(tiny(tmp_path / "pieces", batch_size=127, grad_accum_steps=5))
     assert pieces["step"] == whole["step"]
     assert pieces["lr"] == whole["lr"]
     assert pieces["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
@@ -198,11 +200,19 @@ def test_one_update_is_the_one_written_out(tmp_path):
 
     Gradients grow from 0.43 to 0.59 here: some are clipped, which AdamW cannot undo.
     """
-    recipe = tiny(tmp_path, ema=0.5, clip=0.5, epochs=2, limit=256, warmup=0.0, lr=0.01)
+    recipe = tiny(
+        tmp_path,
+        lr=0.01,
+        warmup_ratio=0.0,
+        clip_grad=0.5,
+        ema_decay=0.5,
+        epochs=2,
+        max_train_images=256,
+    )
     run(recipe)
     found = trained_model(tmp_path)
 
-    train, _, _ = load_pictures("digits", limit=256)
+    train, _, _ = load_pictures("digits", max_train_images=256)
     about = checkpoint.load_weights(tmp_path / "run" / "model.safetensors")[1]
     images = normalise(about["mean"], about["std"])(train.images)
     torch.manual_seed(recipe.seed)
@@ -261,7 +271,7 @@ def test_muon_is_missed_in_words(monkeypatch):
 
 
 def test_augmentation_differs_between_pieces_and_keeps_shapes():
-    recipe = Recipe(randaugment=2, flip=True, erasing=1.0, same_draw=2)
+    recipe = Recipe(randaugment=2, flip=True, random_erasing=1.0, augment_group_size=2)
     augment = Augment(recipe, [0.5] * 3, [0.2] * 3, 10)
     images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8).expand(
         8, -1, -1, -1
@@ -288,6 +298,18 @@ def test_mixing_mixes_labels_as_it_mixes_images():
     plain, labels = augment(images, torch.arange(4), mix=False)
     assert torch.equal(labels, torch.arange(4))
     assert plain[1].unique().numel() == 1
+
+
+def test_the_last_epochs_are_not_mixed(tmp_path, monkeypatch):
+    asked, real = [], Augment.__call__
+
+    def note(self, images, labels, *, mix):
+        asked.append(mix)
+        return real(self, images, labels, mix=mix)
+
+    monkeypatch.setattr(Augment, "__call__", note)
+    run(tiny(tmp_path, epochs=3, mixup=0.8, mixup_off_epochs=2))
+    assert asked == 5 * [True] + 10 * [False]  # 5 updates an epoch
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -318,12 +340,12 @@ def test_pictures_on_disk_train_too(tmp_path):
         data=str(tmp_path),
         image_size=72,
         patch_size=24,
-        keep="disk",
-        workers=1,
+        cache="disk",
+        num_workers=1,
         crop=True,
         flip=True,
         batch_size=12,
-        limit=None,
+        max_train_images=None,
         epochs=4,
         optimizer=OPTIMIZER,
     )
@@ -395,7 +417,7 @@ def command(*options):
 )
 def test_kill_and_terminate_from_outside(tmp_path):
     """As a user meets it: a process is killed, another asked to stop, a third ends."""
-    recipe = tiny(tmp_path, EVERYTHING, epochs=30, batch_size=64, same_draw=4)
+    recipe = tiny(tmp_path, EVERYTHING, epochs=30, batch_size=64, augment_group_size=4)
     arguments = shlex.split(recipe.command())[3:]
     straight = dataclasses.replace(recipe, out=str(tmp_path / "straight" / "run"))
     path = tmp_path / "run" / "checkpoint.pt"
@@ -437,7 +459,7 @@ def test_a_request_to_stop_is_kept_between_updates(tmp_path):
     def update(self, pieces):
         if self.step == 3:
             signal.raise_signal(signal.SIGTERM)
-        return real(self, pieces)
+        real(self, pieces)
 
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
@@ -455,7 +477,7 @@ def test_a_request_to_stop_is_kept_between_updates(tmp_path):
 
 def test_two_processes_learn_what_one_learns(tmp_path):
     """The same batches, in two halves with unequal pieces: the same curve to 1e-5."""
-    changes = {"batch_size": 65, "accumulate": 2, "ema": 0.9}
+    changes = {"batch_size": 65, "grad_accum_steps": 2, "ema_decay": 0.9}
     alone = run(tiny(tmp_path / "one", **changes))
     recipe = tiny(tmp_path / "two", **changes)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
@@ -505,7 +527,7 @@ def test_a_finished_run_can_be_resumed_and_stays(finished):
     [
         ({"lr": 1e-4}, "was made with lr=0.003, got 0.0001"),
         ({"embed_dim": 32}, "was made with embed_dim=16, got 32"),
-        ({"limit": 320}, "was made with limit=640, got 320"),
+        ({"max_train_images": 320}, "was made with max_train_images=640, got 320"),
     ],
 )
 def test_another_recipe_cannot_go_on(finished, changes, message):
@@ -560,7 +582,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, finished)
 
 
 def test_a_loss_that_explodes_is_named_and_not_kept(tmp_path):
-    recipe = tiny(tmp_path, lr=1e30, warmup=0.0, clip=0.0, save_every=0.0)
+    recipe = tiny(
+        tmp_path, lr=1e30, warmup_ratio=0.0, clip_grad=0.0, save_every_seconds=0.0
+    )
     with pytest.raises(ValueError, match=r"no longer finite at update \d.*lr=1e\+30"):
         run(recipe)
     path = tmp_path / "run" / "checkpoint.pt"
@@ -570,14 +594,13 @@ def test_a_loss_that_explodes_is_named_and_not_kept(tmp_path):
 
 def test_weights_that_explode_do_not_replace_a_checkpoint(tmp_path):
     """The loss of that update is still finite: it was computed before the step."""
-    recipe = tiny(tmp_path, save_every=0.0, epochs=1, warmup=0.0)
+    recipe = tiny(tmp_path, save_every_seconds=0.0, epochs=1, warmup_ratio=0.0)
     real = engine._Run._update
 
     def update(self, pieces):
-        stop = real(self, pieces)
+        real(self, pieces)
         if self.step == 3:
             self.model.head.weight.data[0, 0] = float("inf")
-        return stop
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine._Run, "_update", update)
@@ -594,7 +617,7 @@ def test_weights_that_explode_do_not_replace_a_checkpoint(tmp_path):
     [
         ({"batch_size": 5000}, "batch_size=5000 is more than the 640 images"),
         (
-            {"accumulate": 200},
+            {"grad_accum_steps": 200},
             "batch_size=128 cannot be divided among 1 processes in 200",
         ),
         ({"data": "nowhere"}, "nowhere is neither a folder nor one of"),
@@ -608,23 +631,86 @@ def test_settings_that_do_not_fit(tmp_path, changes, message):
     assert not (tmp_path / "run").exists(), "nothing is written for a run that is none"
 
 
+# The nearest values that a field takes, and that it refuses.
+POSITIVE = ((1, 10**6), (0, -1))
+NOT_NEGATIVE = ((0, 1e6), (-1e-6, float("inf"), float("nan")))
+SHARE = ((0.0, 0.999), (-0.001, 1.0, float("nan")))
+BOUNDS = {
+    "patch_size": POSITIVE,
+    "embed_dim": POSITIVE,
+    "num_layers": POSITIVE,
+    "num_heads": POSITIVE,
+    "mlp_dim": POSITIVE,
+    "image_size": POSITIVE,
+    "epochs": POSITIVE,
+    "batch_size": POSITIVE,
+    "grad_accum_steps": POSITIVE,
+    "lr": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "warmup_ratio": SHARE,
+    "clip_grad": NOT_NEGATIVE,
+    "ema_decay": SHARE,
+    "label_smoothing": SHARE,
+    "dropout": SHARE,
+    "drop_path": SHARE,
+    "layer_scale": NOT_NEGATIVE,
+    "randaugment": ((0, 5), (-1,)),
+    "randaugment_magnitude": ((0, 30), (-1, 31)),
+    "random_erasing": ((0.0, 1.0), (-0.001, 1.001)),
+    "mixup": NOT_NEGATIVE,
+    "cutmix": NOT_NEGATIVE,
+    "mixup_off_epochs": ((0, 5), (-1,)),
+    "augment_group_size": POSITIVE,
+    "max_train_images": POSITIVE,
+    "val_size": ((0.001, 0.999), (0.0, 1.0)),
+    "num_workers": ((0, 5), (-1,)),
+    "save_every_seconds": NOT_NEGATIVE,
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_each_field_has_its_bounds(name):
+    """A value inside is taken; one outside is named, with the field and its bounds."""
+    inside, outside = BOUNDS[name]
+    for value in inside:
+        assert getattr(Recipe(**{name: value}), name) == value
+    for value in outside:
+        message = rf"{name} must lie in [\[(].*, .*[\])], got {re.escape(str(value))}$"
+        with pytest.raises(ValueError, match=message):
+            Recipe(**{name: value})
+
+
+def test_no_number_goes_without_bounds():
+    hints = typing.get_type_hints(Recipe).items()
+    numbers = {n for n, kind in hints if {int, float} & {kind, *typing.get_args(kind)}}
+    assert numbers == BOUNDS.keys() | {"seed", "split_seed"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"ema": 1.0}, r"ema must lie in \[0, 1\), got 1.0"),
-        ({"erasing": 1.5}, r"erasing must lie in \[0, 1\], got 1.5"),
-        ({"lr": -1.0}, r"lr must not be negative, got -1.0"),
-        ({"lr": float("nan")}, r"lr must not be negative, got nan"),
-        ({"magnitude": 31}, r"magnitude must lie in \[0, 30\], got 31"),
-        ({"held_out": 0.0}, "held_out must lie between 0 and 1, got 0.0"),
+        ({"epochs": 0}, r"epochs must lie in \[1, inf\), got 0"),
+        ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\), got 1.0"),
+        ({"val_size": 0.0}, r"val_size must lie in \(0, 1\), got 0.0"),
         ({"model": "vit_xxl"}, "model must be one of .*vit_s_4.*, got 'vit_xxl'"),
         ({"optimizer": "sgd"}, "optimizer must be one of .*, got 'sgd'"),
+        ({"cache": "cloud"}, "cache must be one of .*'disk'.*, got 'cloud'"),
     ],
 )
 def test_settings_that_cannot_be_meant(changes, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**changes)
+
+
+def test_sizes_of_a_model_can_be_changed_one_by_one():
+    """The MLP follows the width, unless it is given too."""
+    sizes = {"image_size": 28, "in_channels": 1, "num_classes": 7}
+    shape = Recipe(model="vit_ti_16").vit(**sizes)
+    assert {**minivit.vit.SIZES["vit_ti_16"], **sizes}.items() <= shape.items()
+    narrow = Recipe(model="vit_ti_16", embed_dim=96, num_layers=2).vit(**sizes)
+    assert narrow == {**shape, "embed_dim": 96, "num_layers": 2, "mlp_dim": 384}
+    assert Recipe(mlp_dim=50).vit(**sizes)["mlp_dim"] == 50
+    assert Recipe().vit(**sizes)["patch_size"] == 4
 
 
 def test_mistakes_on_the_command_line_take_one_line(tmp_path, capsys):

@@ -348,8 +348,8 @@ LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 DATA = [
     ("photograph", lambda: data.load_photograph("cat"), V, "china", "flower", "'cat'"),
     ("split", lambda: data.split(zeros(6, 2), LABELS[:5]), V, "6 images", "5 labels"),
-    ("split share", lambda: data.split(zeros(6, 2), LABELS, test_size=1.5), V, "1.5"),
-    ("split all", lambda: data.split(zeros(6, 2), LABELS, test_size=6), V, "6"),
+    ("split share", lambda: data.split(zeros(6, 2), LABELS, val_size=1.5), V, "1.5"),
+    ("split all", lambda: data.split(zeros(6, 2), LABELS, val_size=6), V, "6"),
     (
         "split nan",
         lambda: data.split(with_bad(NAN, 6, 3), LABELS),
@@ -370,7 +370,7 @@ DATA = [
 TRAIN = [
     ("epochs", lambda: learn(epochs=0), V, "epochs", "0 and 2"),
     ("batch size", lambda: learn(batch_size=0), V, "batch_size", "1 and 0"),
-    ("warm-up", lambda: learn(warmup=1.0), V, "[0, 1)", "1.0"),
+    ("warm-up", lambda: learn(warmup_ratio=1.0), V, "[0, 1)", "1.0"),
     ("warm-up -1", lambda: train.warmup_cosine(0, 5, -0.1), V, "[0, 1)", "-0.1"),
     ("smoothing", lambda: learn(label_smoothing=1.5), V, "[0, 1)", "1.5"),
     ("learning rate", lambda: learn(lr=-1.0), V, "learning rate", "-1.0"),
@@ -537,5 +537,5 @@ def test_the_same_calls_without_the_mistakes_succeed():
     vit()(zeros(1, 2, 8, 12))
     learn()
     judge()
-    data.split(zeros(6, 2), LABELS, test_size=3)
+    data.split(zeros(6, 2), LABELS, val_size=3)
     plots.heatmap(zeros(2, 3), rows="ab", columns="abc")

@@ -36,13 +36,13 @@ def folder(tmp_path):
 
 
 def test_a_folder_is_read(folder):
-    train, held_out, classes = load_pictures(folder, image_size=8, held_out=0.25)
+    train, val, classes = load_pictures(folder, image_size=8, val_size=0.25)
     assert classes == ["blue", "red"]
-    assert (len(train), len(held_out)) == (30, 10)
+    assert (len(train), len(val)) == (30, 10)
     assert isinstance(train, InMemory)
     assert train.images.shape == (30, 3, 8, 8)
     assert train.images.dtype == torch.uint8
-    for part in (train, held_out):
+    for part in (train, val):
         red, _, blue = part.images.float().mean((2, 3)).unbind(1)
         assert torch.equal(red > blue, part.labels == 1), "labels belong to the images"
         assert part.labels.float().mean() == 0.5, "each class in its proportion"
@@ -57,9 +57,9 @@ def test_train_and_val_are_used_as_they_are(folder):
         for i in (0, 3):
             file = folder / "train" / name / f"{i:02}.png"
             file.rename(folder / "val" / name / file.name)
-    train, held_out, classes = load_pictures(folder, image_size=8)
-    assert (len(train), len(held_out), classes) == (36, 4, ["blue", "red"])
-    assert len(load_pictures(folder, image_size=8, limit=10).train) == 10
+    train, val, classes = load_pictures(folder, image_size=8)
+    assert (len(train), len(val), classes) == (36, 4, ["blue", "red"])
+    assert len(load_pictures(folder, image_size=8, max_train_images=10).train) == 10
     (folder / "val" / "red").rename(folder / "val" / "rot")
     with pytest.raises(ValueError, match="must have the same classes"):
         load_pictures(folder, image_size=8)
@@ -69,8 +69,8 @@ def test_memory_and_disk_hold_the_same(folder):
     rows = [torch.tensor([3, 1]), torch.tensor([29])]
     for part in (0, 1):
         kept = [
-            load_pictures(folder, image_size=8, held_out=0.25, keep=keep)[part]
-            for keep in ("memory", "disk")
+            load_pictures(folder, image_size=8, val_size=0.25, cache=cache)[part]
+            for cache in ("memory", "disk")
         ]
         assert [type(one) for one in kept] == [InMemory, OnDisk]
         some = rows if part == 0 else rows[:1]
@@ -80,24 +80,26 @@ def test_memory_and_disk_hold_the_same(folder):
 
 
 def test_no_image_is_on_both_sides(folder):
-    train, held_out, _ = load_pictures(folder, image_size=8, keep="disk")
-    assert not set(train.files) & set(held_out.files)
-    assert len(set(train.files) | set(held_out.files)) == 40
-    again = load_pictures(folder, image_size=8, keep="disk")
-    other = load_pictures(folder, image_size=8, keep="disk", seed=1)
-    assert again.held_out.files == held_out.files
-    assert other.held_out.files != held_out.files
+    train, val, _ = load_pictures(folder, image_size=8, cache="disk")
+    assert not set(train.files) & set(val.files)
+    assert len(set(train.files) | set(val.files)) == 40
+    again = load_pictures(folder, image_size=8, cache="disk")
+    other = load_pictures(folder, image_size=8, cache="disk", seed=1)
+    assert again.val.files == val.files
+    assert other.val.files != val.files
 
 
 def test_the_limit_keeps_proportions_and_what_is_held_out(folder):
-    whole = load_pictures(folder, image_size=8, keep="disk")
-    some = load_pictures(folder, image_size=8, keep="disk", limit=8)
-    assert some.held_out.files == whole.held_out.files
+    whole = load_pictures(folder, image_size=8, cache="disk")
+    some = load_pictures(folder, image_size=8, cache="disk", max_train_images=8)
+    assert some.val.files == whole.val.files
     assert len(some.train) == 8
     assert set(some.train.files) < set(whole.train.files)
     assert some.train.labels.sum() == 4
-    with pytest.raises(ValueError, match="limit=1 is less than one image for each"):
-        load_pictures(folder, image_size=8, limit=1)
+    with pytest.raises(
+        ValueError, match="max_train_images=1 is less than one image for each"
+    ):
+        load_pictures(folder, image_size=8, max_train_images=1)
 
 
 def crop_and_shift(image):
@@ -105,27 +107,29 @@ def crop_and_shift(image):
     return square(8)(image)[:, :4] + torch.randint(9, (1,))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_random_crops_depend_on_the_seed_alone(folder, workers):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_random_crops_depend_on_the_seed_alone(folder, num_workers):
     """Not on the number of processes, nor on what else was drawn before."""
 
-    def draw(seed, workers, rows):
-        train = load_pictures(folder, image_size=8, keep="disk", workers=workers).train
+    def draw(seed, num_workers, rows):
+        train = load_pictures(
+            folder, image_size=8, cache="disk", num_workers=num_workers
+        ).train
         train.transform = crop_and_shift
         torch.rand(seed)
         return torch.cat([images for images, _ in train.batches(rows, seed)])
 
     rows = torch.arange(12)
     expected = draw(1, 0, rows.split(4))
-    assert torch.equal(draw(1, workers, rows.split(4)), expected)
-    assert torch.equal(draw(1, workers, rows[4:].split(8)), expected[4:])
-    assert not torch.equal(draw(2, workers, rows.split(4)), expected)
+    assert torch.equal(draw(1, num_workers, rows.split(4)), expected)
+    assert torch.equal(draw(1, num_workers, rows[4:].split(8)), expected[4:])
+    assert not torch.equal(draw(2, num_workers, rows.split(4)), expected)
 
 
 @pytest.mark.parametrize("transform", [square(8), square(8, 1), crop_file(8)])
 def test_pictures_on_disk_travel_to_other_processes(folder, transform):
     """Only where processes are forked do they inherit; elsewhere all is pickled."""
-    train = load_pictures(folder, image_size=8, keep="disk").train
+    train = load_pictures(folder, image_size=8, cache="disk").train
     train.transform = transform
     for (image, _), (same, _) in zip(train, pickle.loads(pickle.dumps(train))):
         assert torch.equal(image, same)
@@ -134,24 +138,24 @@ def test_pictures_on_disk_travel_to_other_processes(folder, transform):
 # --- what can be wrong --------------------------------------------------------------
 
 
-def read_all(folder, keep):
-    for part in load_pictures(folder, image_size=8, keep=keep)[:2]:
+def read_all(folder, cache):
+    for part in load_pictures(folder, image_size=8, cache=cache)[:2]:
         list(part.batches(torch.arange(len(part)).split(5)))
 
 
-@pytest.mark.parametrize("keep", ["memory", "disk"])
-def test_a_file_that_is_no_picture_is_named(folder, keep):
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_a_file_that_is_no_picture_is_named(folder, cache):
     file = folder / "red" / "00.png"
     file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(ValueError, match=r"00\.png cannot be read as a picture"):
-        read_all(folder, keep)
+        read_all(folder, cache)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_the_name_comes_through_from_other_processes(folder, workers):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_name_comes_through_from_other_processes(folder, num_workers):
     (folder / "red" / "00.png").write_text("no picture", "utf-8")
     with pytest.raises(ValueError, match=r"00\.png cannot be read as") as caught:
-        load_pictures(folder, image_size=8, keep="memory", workers=workers)
+        load_pictures(folder, image_size=8, cache="memory", num_workers=num_workers)
     assert "Traceback" not in str(caught.value)
 
 
@@ -174,9 +178,9 @@ def test_no_such_set():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"held_out": 0.0}, "held_out must lie between 0 and 1, got 0.0"),
-        ({"held_out": 1.0}, "held_out must lie between 0 and 1, got 1.0"),
-        ({"keep": "cloud"}, "keep must be 'auto', 'memory' or 'disk', got 'cloud'"),
+        ({"val_size": 0.0}, "val_size must lie between 0 and 1, got 0.0"),
+        ({"val_size": 1.0}, "val_size must lie between 0 and 1, got 1.0"),
+        ({"cache": "cloud"}, "cache must be 'auto', 'memory' or 'disk', got 'cloud'"),
         ({"image_size": 9}, "digits has images of 8 pixels, got image_size=9"),
     ],
 )
@@ -189,14 +193,14 @@ def test_wrong_options(options, message):
 
 
 def test_digits_are_the_digits():
-    train, held_out, classes = load_pictures("digits")
+    train, val, classes = load_pictures("digits")
     assert classes == list("0123456789")
-    assert (len(train), len(held_out)) == (1617, 180)
+    assert (len(train), len(val)) == (1617, 180)
     original = {
         (image * 16).byte().numpy().tobytes(): int(label)
         for image, label in zip(*load_digits(), strict=True)
     }
-    for image, label in zip(held_out.images, held_out.labels, strict=True):
+    for image, label in zip(val.images, val.labels, strict=True):
         levels = (image.float() * 16 / 255).round().byte()  # nothing was lost
         assert original[levels.numpy().tobytes()] == label
 

@@ -1,8 +1,12 @@
 """What people install: the wheel, and the environment that `make` creates."""
 
+import os
 import runpy
+import shutil
 import subprocess
+import sys
 import tomllib
+import venv as virtual_environments
 import zipfile
 from pathlib import Path
 
@@ -88,7 +92,7 @@ def test_a_failure_is_told(venv, monkeypatch):
     wanted = ("--no-index", "no-such-package")
     monkeypatch.setitem(names, "VENV", venv / "missing")
     monkeypatch.setitem(names, "ENVIRONMENTS", {"dev": (venv, wanted)})
-    with pytest.raises(SystemExit, match="failed"):
+    with pytest.raises(SystemExit, match=r"failed .* Is there a network\?"):
         TOOL["main"]()
     assert not (venv / "installed").exists()
 
@@ -100,3 +104,68 @@ def test_second_time_installs_nothing(tmp_path, monkeypatch):
     for wanted in (("a",), ("a",), ("b",)):
         TOOL["ensure"](tmp_path / "venv", wanted)
     assert [wanted for _, wanted in asked] == [("a",), ("b",)]
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A folder whose .venv was made there, and a list of those that `ensure` makes."""
+    folder, created = tmp_path / "checkout", []
+    folder.mkdir()
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    virtual_environments.create(folder / ".venv", symlinks=os.name != "nt")
+    names = TOOL["ensure"].__globals__
+    monkeypatch.setitem(names, "create", created.append)
+    monkeypatch.setitem(names, "install", lambda *given: None)
+
+    def ensure(folder):
+        monkeypatch.setitem(names, "ROOT", folder)
+        monkeypatch.setitem(names, "VENV", folder / ".venv")
+        TOOL["ensure"](folder / ".venv", ("a",))
+        return created
+
+    return folder, ensure
+
+
+def test_an_environment_is_mended(checkout):
+    """Other versions go into the one that is there."""
+    folder, ensure = checkout
+    for text in ("# some versions", "# others"):
+        (folder / "pyproject.toml").write_text(text, "utf-8")
+        assert ensure(folder) == []
+
+
+def test_a_copied_checkout_gets_an_environment_of_its_own(checkout, tmp_path):
+    """The commands in the copied one, and its minivit, are those of the original."""
+    folder, ensure = checkout
+    assert ensure(folder) == []
+    copy = shutil.copytree(folder, tmp_path / "copy", symlinks=True)
+    assert ensure(copy) == [copy / ".venv"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no make")
+@pytest.mark.parametrize("interpreter", ["sound", "gone", "broken"])
+def test_make_starts_with_an_interpreter_that_runs(interpreter, tmp_path):
+    """That of .venv, or else the system's: it mends the environment."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    ours, systems = tmp_path / ".venv/bin/python", tmp_path / "bin/python3"
+    for path in (ours, systems, tmp_path / "tools/install.py"):
+        path.parent.mkdir(parents=True)
+        path.write_text('#!/bin/sh\necho "$0"\n', "utf-8")
+        path.chmod(0o755)
+    (tmp_path / ".venv/installed").touch()
+    if interpreter == "gone":
+        ours.unlink()
+        ours.symlink_to(tmp_path / "old/python")
+    elif interpreter == "broken":
+        ours.write_text("#!/bin/sh\nexit 1\n", "utf-8")
+    given = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "MAKEFLAGS")}
+    path = f"{systems.parent}{os.pathsep}{os.environ['PATH']}"
+    output = subprocess.check_output(
+        ["make", "--no-print-directory", "install"],
+        cwd=tmp_path,
+        env=given | {"PATH": path},
+        text=True,
+    )
+    chosen = ".venv/bin/python" if interpreter == "sound" else str(systems)
+    assert output.strip() == chosen

@@ -43,7 +43,7 @@ def red_or_blue(tmp_path_factory):
         epochs=5,
         batch_size=9,
         lr=3e-3,
-        held_out=0.2,
+        val_size=0.2,
         split_seed=3,
         device="cpu",
     )
@@ -133,12 +133,12 @@ def test_what_is_loaded_answers_as_what_was_trained(red_or_blue):
 def test_preprocessing_is_that_of_training(red_or_blue):
     """An image of the set gives what the held-out images gave: same pixels."""
     trained = minivit.load(red_or_blue / "run/model.safetensors")
-    _, held_out, _ = load_pictures(
-        red_or_blue / "set", image_size=8, held_out=0.2, seed=3, keep="disk"
+    _, val, _ = load_pictures(
+        red_or_blue / "set", image_size=8, val_size=0.2, seed=3, cache="disk"
     )
-    with Image.open(held_out.files[0]) as image:
+    with Image.open(val.files[0]) as image:
         found = trained.preprocess(image)
-    pixels = np.asarray(Image.open(held_out.files[0])) / 255
+    pixels = np.asarray(Image.open(val.files[0])) / 255
     expected = (pixels - trained.about["mean"]) / trained.about["std"]
     np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), expected, atol=1e-5)
 
@@ -155,7 +155,7 @@ def test_measuring_takes_what_was_held_out(red_or_blue, monkeypatch):
     monkeypatch.setattr(predict, "load_pictures", keep)
     found = measure(trained, red_or_blue / "set")
     assert found == {"hits": 12, "images": 12, "accuracy": 1.0}
-    assert (asked["held_out"], asked["seed"]) == (0.2, 3)
+    assert (asked["val_size"], asked["seed"]) == (0.2, 3)
     (red_or_blue / "set" / "blue").rename(red_or_blue / "set" / "azure")
     with pytest.raises(ValueError, match=r"has classes \['azure', 'red'\], expected"):
         measure(trained, red_or_blue / "set")

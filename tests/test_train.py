@@ -141,8 +141,9 @@ def test_figures_of_training_are_means_over_the_samples():
 
 def test_fit_equals_the_plain_loop():
     model, data = network(dropout=0.0), blobs(64)
-    fit(model, data, epochs=3, batch_size=64, lr=0.01, weight_decay=0.1, warmup=0.0,
-        clip=0.5, label_smoothing=0.1, progress=False)  # fmt: skip
+    fit(model, data, epochs=3, batch_size=64, lr=0.01, weight_decay=0.1,
+        warmup_ratio=0.0, clip_grad=0.5, label_smoothing=0.1,
+        progress=False)  # fmt: skip
     plain = network(dropout=0.0)
     matrices = [plain[0].weight, plain[3].weight]
     others = [plain[0].bias, plain[3].bias]
@@ -163,11 +164,12 @@ def test_fit_equals_the_plain_loop():
 
 def test_clipping_can_be_left_out():
     results = []
-    for clip in (None, 1e-3, 1e9):
+    for clip_grad in (0.0, 1e-3, 1e9):
         model = network(dropout=0.0)
         # One large sample: Adam forgets the scale, but not that of the first step.
         x, y = blobs(64)
-        fit(model, (torch.cat([100 * x[:32], x[32:]]), y), clip=clip, **SETTINGS)
+        x = torch.cat([100 * x[:32], x[32:]])
+        fit(model, (x, y), clip_grad=clip_grad, **SETTINGS)
         results.append(weights(model))
     assert torch.equal(results[0], results[2])
     assert not torch.allclose(results[0], results[1], atol=1e-4)
@@ -203,8 +205,8 @@ def test_schedule_without_warm_up():
 
 
 def test_fit_follows_the_schedule():
-    history = fit(network(), blobs(64), epochs=10, batch_size=32, lr=0.3, warmup=0.2,
-                  progress=False)  # fmt: skip
+    history = fit(network(), blobs(64), epochs=10, batch_size=32, lr=0.3,
+                  warmup_ratio=0.2, progress=False)  # fmt: skip
     expected = [0.3 * warmup_cosine(2 * epoch, 20, 0.2) for epoch in range(1, 11)]
     assert history["lr"] == pytest.approx(expected)
     assert history["lr"][1] == pytest.approx(0.3)

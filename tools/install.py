@@ -2,7 +2,7 @@
 
     python tools/install.py          # .venv: the versions of constraints.txt
     python tools/install.py colab    # .venv-colab: of these, what Google Colab has
-    python tools/install.py floors   # .venv-floors: the lowest of pyproject.toml
+    python tools/install.py floors   # .venv-floors: the lowest of package and tests
 
 Run by every make target, and by hand where there is no make. A second run compares
 one hash and ends: it installs nothing and needs no network.
@@ -60,7 +60,8 @@ def python(venv: Path) -> Path:
 
 def key(wanted: tuple[str, ...]) -> str:
     """What decides whether the environment is still the right one."""
-    hasher = hashlib.sha256(f"{sys.version} {sys.base_prefix} {wanted}".encode())
+    which = f"{sys.version} {sys.base_prefix} {ROOT} {wanted}"
+    hasher = hashlib.sha256(which.encode())
     for name in ("pyproject.toml", "constraints.txt"):
         hasher.update((ROOT / name).read_bytes())
     return hasher.hexdigest()
@@ -75,8 +76,17 @@ def same_interpreter(venv: Path) -> bool:
     return found.strip() == f"{sys.version} {sys.base_prefix}".strip()
 
 
+def same_place(venv: Path) -> bool:
+    """Whether the environment was made here, and not copied from another checkout.
+
+    In a copy, pytest and minivit would still be those of the original.
+    """
+    made = venv / "pyvenv.cfg"  # command = /usr/bin/python3 -m venv /home/.../.venv
+    return made.exists() and f" {venv}\n" in made.read_text("utf-8")
+
+
 def create(folder: Path) -> None:
-    """Make an empty virtual environment, replacing one of another interpreter."""
+    """Make an empty virtual environment, replacing what is there."""
     try:
         import ensurepip  # noqa: F401
         import venv
@@ -119,7 +129,7 @@ def ensure(venv: Path, wanted: tuple[str, ...]) -> None:
     print(f"Installing into {venv.name}; this is done once and takes a few minutes.")
     stamp.unlink(missing_ok=True)
     # .venv is mended, because leftovers do no harm there; another is made afresh.
-    if venv != VENV or not same_interpreter(venv):
+    if venv != VENV or not (same_interpreter(venv) and same_place(venv)):
         create(venv)
     install(venv, wanted)
     stamp.write_text(key(wanted), "utf-8")
@@ -135,7 +145,7 @@ def main(name: str = "dev") -> None:
     try:
         ensure(*ENVIRONMENTS[name])
     except (OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"The installation failed ({error}); see above.")
+        sys.exit(f"The installation failed ({error}); see above. Is there a network?")
 
 
 if __name__ == "__main__":

@@ -3,19 +3,22 @@
     python tools/portable.py [--only MACHINE] [--all] [TEST ...]
 
 `tests/machines.py` lists the machines. Prints a table, a row a file and a column a
-machine, then every test or cell that failed somewhere, and how many cells are not
-compared; every single outcome goes into _build/portable/outcomes.tsv. A machine on
-which a probe computes the same bits as on an earlier one is left out, unless `--all`
-asks for it. What a run gave is kept: a second call goes on where the first was stopped,
-unless a file of the project or an installed version has changed since.
+machine, then every test or cell that failed somewhere or is missing on one of the
+machines, and how many cells are not compared; every single outcome goes into
+_build/portable/outcomes.tsv. A machine on which a probe computes the same bits as on an
+earlier one is left out, unless `--all` asks for it. What a whole run gave is kept: a
+second call goes on where the first was stopped, unless a file of the project or an
+installed version has changed since.
 """
 
 import argparse
 import collections
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,89 +29,137 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "_build" / "portable"
 
 sys.path.insert(0, str(ROOT / "tests"))
-from machines import MACHINES, can_be_played, environment, twin  # noqa: E402
+import machines  # noqa: E402
 
 Outcomes = dict[str, str]  # of each test: passed, failed or skipped
+SOURCES = (  # what tests and chapters read; a log that somebody writes here is none
+    *("Makefile", "constraints.*", "*.cff", "*.md", "*.toml", "*.yml"),
+    *(".github/**/*", "book/**/*", "minivit/**/*", "tests/**/*", "tools/**/*"),
+)
 
 
 def fingerprint() -> str:
     """What the records depend on: the files of the project, and what is installed."""
-    list_files = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    names = subprocess.check_output(list_files, cwd=ROOT, text=True).split("\0")
     hasher = hashlib.sha256(sys.version.encode())
-    for name in filter(None, sorted(names)):
-        if (ROOT / name).is_file():
-            hasher.update(name.encode() + (ROOT / name).read_bytes())
-    for one in sorted(importlib.metadata.distributions(), key=lambda d: d.name):
-        hasher.update(f"{one.name} {one.version}".encode())
+    for path in sorted({path for pattern in SOURCES for path in ROOT.glob(pattern)}):
+        made = path.parent.name in ("__pycache__", ".ipynb_checkpoints")
+        if path.is_file() and not made:
+            hasher.update(str(path).encode() + path.read_bytes())
+    found = importlib.metadata.distributions()
+    hasher.update(str(sorted(f"{one.name} {one.version}" for one in found)).encode())
     return hasher.hexdigest()
 
 
-def outcomes_on(machine: str, tests: list[str]) -> Outcomes:
-    """Run `make test` on one machine."""
-    report, log = RECORDS / f"{machine}.xml", RECORDS / f"{machine}.log"
-    report.unlink(missing_ok=True)
-    variables = environment(machine)
-    # Where tests have threads of their own, they need the cores.
-    jobs = 2 if variables["OMP_NUM_THREADS"] == "1" else 1
-    command = ["make", "test", f"TESTS={' '.join(tests)}", f"JOBS={jobs}"]
-    with log.open("w", encoding="utf-8") as file:
-        subprocess.run(
-            command,
-            cwd=ROOT,
-            env=variables | {"PYTEST_ADDOPTS": f'--junitxml="{report}"'},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    if not report.exists():
-        sys.exit(f"{machine}: no report was written; see {log.relative_to(ROOT)}")
+def exit_if_changed(sources: str) -> None:
+    if fingerprint() != sources:
+        sys.exit("A file of the project has changed during the run: start it again.")
+
+
+def read(report: Path) -> Outcomes:
+    """The outcomes in a report of pytest; none if it was never finished."""
+    try:
+        cases = list(ET.parse(report).iter("testcase"))
+    except (FileNotFoundError, ET.ParseError):
+        return {}
     outcomes = {}
-    for case in ET.parse(report).iter("testcase"):
+    for case in cases:
+        # A file that cannot be imported has no classname.
+        name = "::".join(filter(None, (case.get("classname"), case.get("name"))))
         kinds = {child.tag for child in case}
-        outcome = "failed" if kinds & {"failure", "error"} else "passed"
-        if "skipped" in kinds:
-            outcome = "skipped"
-        outcomes[f"{case.get('classname')}::{case.get('name')}"] = outcome
+        # A skipped test can still fail when it is taken down, in a case of its own too.
+        if kinds & {"failure", "error"}:
+            outcomes[name] = "failed"
+        elif outcomes.get(name) != "failed":
+            outcomes[name] = "skipped" if "skipped" in kinds else "passed"
     return outcomes
 
 
-def recorded(machine: str, tests: list[str]) -> Outcomes:
+def outcomes_on(machine: str, tests: list[str]) -> Outcomes:
+    """Run `make test` on one machine, to its end."""
+    report, log = RECORDS / f"{machine}.xml", RECORDS / f"{machine}.log"
+    report.unlink(missing_ok=True)
+    variables = machines.environment(machine)
+    # Where tests have threads of their own, they need the cores.
+    jobs = 2 if variables["OMP_NUM_THREADS"] == "1" else 1
+    command = ["make", "test", f"TESTS={' '.join(tests)}", f"JOBS={jobs}"]
+    options = f'{os.environ.get("PYTEST_ADDOPTS", "")} --junitxml="{report}"'
+    variables["PYTEST_ADDOPTS"] = options.strip()
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT
+        )
+        try:
+            status = process.wait()
+        finally:
+            process.terminate()  # if it has not ended; make passes it on
+            process.wait()
+    outcomes = read(report)
+    if not outcomes or (status != 0 and "failed" not in outcomes.values()):
+        sys.exit(
+            f"{machine}: `make test` did not come to its end: exit status {status}, "
+            f"{len(outcomes)} outcomes, none of them a failure. "
+            f"See {log.relative_to(ROOT)}"
+        )
+    return outcomes
+
+
+def recorded(machine: str, tests: list[str], sources: str) -> Outcomes:
     """The outcomes of an earlier call, if nothing has changed since, or new ones."""
     record = RECORDS / f"{machine}.json"
-    key = [fingerprint(), tests]
-    if record.exists():
-        known = json.loads(record.read_text("utf-8"))
-        if known["key"] == key:
-            return known["outcomes"]
+    key = [sources, tests, os.environ.get("PYTEST_ADDOPTS", "")]
+    try:
+        known, outcomes = json.loads(record.read_text("utf-8"))
+    except (FileNotFoundError, ValueError, TypeError):  # none, or not a whole one
+        known = None
+    if known == key:
+        return outcomes
     print(f"{machine} ...", end=" ", flush=True)
     start = time.monotonic()
     outcomes = outcomes_on(machine, tests)
     print(f"{time.monotonic() - start:.0f} s", flush=True)
-    record.write_text(json.dumps({"key": key, "outcomes": outcomes}), "utf-8")
+    exit_if_changed(sources)
+    partial = record.with_suffix(".partial")
+    partial.write_text(json.dumps([key, outcomes]), "utf-8")
+    partial.replace(record)
     return outcomes
 
 
+def names(results: dict[str, Outcomes]) -> list[str]:
+    """All tests and cells."""
+    return sorted({name for outcomes in results.values() for name in outcomes})
+
+
 def table(results: dict[str, Outcomes]) -> str:
-    """How many passed in each file on each machine; below, what failed anywhere."""
-    files: dict[str, dict[str, collections.Counter[str]]] = {}
-    for machine, outcomes in results.items():
-        for name, outcome in outcomes.items():
-            rows = files.setdefault(name.partition("::")[0], {})
-            rows.setdefault(machine, collections.Counter())[outcome] += 1
-    width = max(map(len, files))
-    lines = [" " * width + "".join(f"  {machine:>14}" for machine in results)]
-    for file, rows in sorted(files.items()):
-        cells = ""
+    """How many passed, were skipped and failed in each file on each machine."""
+    counts: collections.Counter[tuple[str, str, str]] = collections.Counter(
+        (name.partition("::")[0], machine, outcome)
+        for machine, outcomes in results.items()
+        for name, outcome in outcomes.items()
+    )
+    lines = [["", *results]]
+    for file in sorted({file for file, _, _ in counts}):
+        lines.append([file])
         for machine in results:
-            count = rows.get(machine, collections.Counter())
-            failed = f" {count['failed']} FAILED" if count["failed"] else ""
-            cells += f"  {str(count['passed']) + failed:>14}"
-        lines.append(f"{file:{width}}{cells}")
-    for name in sorted({name for outcomes in results.values() for name in outcomes}):
-        where = [m for m in results if results[m].get(name) == "failed"]
-        if where:
-            lines.append(f"FAILED {name}: {', '.join(where)}")
-    return "\n".join(lines)
+            cell = str(counts[file, machine, "passed"])
+            for outcome, word in (("skipped", "skipped"), ("failed", "FAILED")):
+                if count := counts[file, machine, outcome]:
+                    cell += f", {count} {word}"
+            lines[-1].append(cell)
+    first, *others = (max(map(len, column)) for column in zip(*lines))
+    return "\n".join(
+        f"{file:{first}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, others))
+        for file, *cells in lines
+    )
+
+
+def problems(results: dict[str, Outcomes]) -> list[str]:
+    """A line for each test or cell that failed, or was not run, on some machine."""
+    lines = []
+    for name in names(results):
+        for problem, outcome in (("FAILED", "failed"), ("MISSING", None)):
+            if where := [m for m in results if results[m].get(name) == outcome]:
+                lines.append(f"{problem} {name}: {', '.join(where)}")
+    return lines
 
 
 def not_compared() -> str:
@@ -125,34 +176,50 @@ def not_compared() -> str:
 
 def every_outcome(results: dict[str, Outcomes]) -> str:
     """A line a test or cell, a column a machine."""
-    names = sorted({name for outcomes in results.values() for name in outcomes})
     lines = [["", *results]]
-    lines += [[n, *(o.get(n, "") for o in results.values())] for n in names]
+    lines += [[n, *(o.get(n, "") for o in results.values())] for n in names(results)]
     return "".join("\t".join(line) + "\n" for line in lines)
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", action="append", choices=MACHINES, metavar="MACHINE")
+    parser.add_argument(
+        "--only", action="append", choices=machines.MACHINES, metavar="MACHINE"
+    )
     parser.add_argument("--all", action="store_true", help="also what computes alike")
     parser.add_argument("tests", nargs="*", default=["tests", "book"])
     given = parser.parse_args(argv)
+    for test in given.tests:
+        if not (ROOT / test.partition("::")[0]).exists():
+            sys.exit(f"There is no {test}")
+
     RECORDS.mkdir(parents=True, exist_ok=True)
-    results = {}
-    for machine in given.only or MACHINES:
-        if not can_be_played(machine):
+    lock = (RECORDS / "lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+    except BlockingIOError:
+        sys.exit("Another `make portable` is under way in this folder.")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit("Stopped. The next call goes on."))
+
+    if machines.arithmetic("other updates") == machines.arithmetic("as it is"):
+        sys.exit("other updates: tests/elsewhere/sitecustomize.py has no effect")
+
+    sources, results = fingerprint(), {}
+    for machine in given.only or machines.MACHINES:
+        if not machines.can_be_played(machine):
             print(f"{machine}: this processor lacks the instructions")
-        elif not (given.only or given.all) and (same := twin(machine)):
+        elif not (given.only or given.all) and (same := machines.twin(machine)):
             print(f"{machine}: left out, a probe computes the same bits as on {same!r}")
         else:
-            results[machine] = recorded(machine, given.tests)
+            results[machine] = recorded(machine, given.tests, sources)
     if not results:
         return 1
-    print(table(results))
-    print(not_compared())
+    exit_if_changed(sources)
+    found = problems(results)
+    print(table(results), *found, not_compared(), sep="\n")
     (RECORDS / "outcomes.tsv").write_text(every_outcome(results), "utf-8")
-    failed = any("failed" in outcomes.values() for outcomes in results.values())
-    return 1 if failed else 0
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

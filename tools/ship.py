@@ -30,7 +30,7 @@ heads; {parameters} parameters, kept as {dtype} ({megabytes:.1f} MB).
 
 | | |
 |---|---|
-| accuracy | **{accuracy:.2%}**: {right:,} of {held_out:,} validation images |
+| accuracy | **{accuracy:.2%}**: {right:,} of {val:,} validation images |
 | trained on | {trained_on} images, {epochs} epochs, {minutes:.0f} minutes |
 | hardware | {hardware} |
 | seeds | {seed}; of the division into training and validation images {split_seed} |
@@ -106,12 +106,12 @@ def main(argv: list[str] | None = None) -> int:
         width=vit["embed_dim"],
         heads=vit["num_heads"],
         parameters=f"{run['parameters']:,}",
-        dtype=recipe["weights"],
+        dtype=recipe["weights_dtype"],
         megabytes=weights.stat().st_size / 1e6,
         accuracy=found["accuracy"],
         val_accuracy=last["val_accuracy"],
         right=found["hits"],
-        held_out=found["images"],
+        val=found["images"],
         trained_on=f"{run['images'][0]:,}",
         epochs=last["epoch"],
         minutes=last["seconds"] / 60,

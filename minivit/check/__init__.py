@@ -19,6 +19,7 @@ K classes, V vocabulary.
 """
 
 from .functions import (
+    CATALOGUE,
     accumulation,
     attention,
     causal_mask,
@@ -39,6 +40,7 @@ from .modules import (
 from .report import Finding, Report
 
 __all__ = [
+    "CATALOGUE",
     "Finding",
     "Report",
     "accumulation",

@@ -14,14 +14,16 @@ from ..vit import patchify as _patchify
 from .properties import (
     changed_in_place,
     copy_of,
+    eval_copy,
     not_repeatable,
     random_input,
     wrong_shape,
 )
-from .report import Finding, Report, close
+from .report import Finding, Report, checker, close
 from .subject import Check, Mistake, Subject, check, expect
 
 
+@checker
 def sinusoidal_positions(fn: Callable[[int, int], Tensor]) -> Report:
     """Check a function that makes the table of sinusoidal positions.
 
@@ -36,19 +38,23 @@ def sinusoidal_positions(fn: Callable[[int, int], Tensor]) -> Report:
     return SinusoidalPositions(fn).report()
 
 
-def layer_norm(fn: Callable[[Tensor], Tensor], *, eps: float = 1e-5) -> Report:
+@checker
+def layer_norm(fn: Callable[[Tensor], Tensor], *, eps: float | None = None) -> Report:
     """Check a layer normalisation, a function or a module.
 
     Args:
         fn: called with x (B, L, E), E = 6; scale one and shift zero.
-        eps: the small number it uses.
+        eps: the small number it uses; the module's attribute if not given, else 1e-5.
 
     Returns:
         The report.
     """
-    return LayerNorm(fn, eps).report()
+    known = getattr(fn, "eps", None) if eps is None else eps
+    expected = 1e-5 if known is None else float(known)
+    return LayerNorm(eval_copy(fn, torch.float32), expected).report()
 
 
+@checker
 def patchify(
     fn: Callable[[Tensor, int], Tensor], *, channels_first: bool = False
 ) -> Report:
@@ -233,10 +239,6 @@ LAYER_NORM_MISTAKES = [
             norm(unbiased=True),
         ),
         "eps is added to the deviation, outside the root": (ROOT, norm(root=outside)),
-        "eps is missing: a constant input is 0/0": (
-            ROOT,
-            norm(root=lambda var, eps: var.sqrt()),
-        ),
         "the square root of the variance is missing": (ROOT, norm(root=torch.add)),
         "mean and variance are taken over tokens and features together": (
             AXES,
@@ -269,8 +271,9 @@ class LayerNorm(Subject):
     name = "layer_norm"
 
     def __post_init__(self) -> None:
-        # Small numbers, so that the place of eps shows.
-        self.x = random_input(4, 5, 6) * 0.01 + 0.3
+        # Small numbers, so that the place of eps shows. Their mean is as small as their
+        # deviation: E[x²] - E[x]² would lose its digits otherwise.
+        self.x = random_input(4, 5, 6) * 0.01 + 0.01
 
     def alike(self, got: Tensor, fn: Callable[..., Tensor]) -> bool:
         """Whether an output is that of another function."""
@@ -281,9 +284,23 @@ class LayerNorm(Subject):
     @check("values")
     def values(self) -> None:
         """With gain one and shift zero, outputs are those of nn.LayerNorm."""
-        got = self.fn(self.x.clone())
+        got, constant = self.fn(self.x.clone()), self.fn(torch.zeros_like(self.x))
         expect(
-            self.alike(got, norm()),
+            bool(constant.isfinite().all()),
+            "a constant input gives NaN or inf",
+            "eps is missing: a constant input is 0/0",
+            ROOT,
+        )
+        right = self.alike(got, norm())
+        for eps in () if right else (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 0.0):
+            expect(
+                not close(got, norm()(self.x, eps), 1e-4),
+                "outputs differ from nn.LayerNorm's, but for another eps they do not",
+                f"eps is {eps or 'smaller than 1e-7'}, not {self.eps} (or say eps=…)",
+                ROOT,
+            )
+        expect(
+            right,
             "outputs differ from nn.LayerNorm and from every known mistake",
             "(x - mean) / √(variance + eps) over the features is expected",
             "the whole function, step by step",

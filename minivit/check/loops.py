@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from ..generation import greedy_search
 from ..transformer import Transformer
 from .properties import changed_in_place, random_input
-from .report import Finding, Report, close
+from .report import Finding, Report, checker, close, seed_all
 from .subject import Mistake, Subject, check, expect
 
 PAD, BOS, EOS = 0, 1, 2
 
 
+@checker
 def generate(
     fn: Callable[..., Tensor], *, includes_bos: bool = False, max_len: int = 8
 ) -> Report:
@@ -38,7 +39,7 @@ def generate(
 
 
 def small_model(seed: int, dropout: float = 0.0) -> Transformer:
-    torch.manual_seed(seed)
+    seed_all(seed)
     sizes: dict[str, Any] = {"embed_dim": 16, "num_heads": 2, "num_layers": 1}
     sizes |= {"src_vocab_size": 9, "tgt_vocab_size": 9, "mlp_dim": 16}
     model = Transformer(**sizes, dropout=dropout, tie_embeddings=False)
@@ -199,6 +200,7 @@ class Generate(Subject):
         )
 
 
+@checker
 def accumulation(fn: Callable[..., Any]) -> Report:
     """Check a function that makes one update from several micro-batches.
 
@@ -212,6 +214,7 @@ def accumulation(fn: Callable[..., Any]) -> Report:
     return Accumulation(fn).report()
 
 
+@checker
 def vocabulary(fn: Callable[..., Iterable[str]]) -> Report:
     """Check that a vocabulary is made of the training texts only.
 
@@ -263,7 +266,7 @@ class Accumulation(Subject):
         """Return how the weight changed, and how far the schedule moved."""
         x, y = random_input(8, 4), torch.arange(8) % 3
         batches = list(zip(x.split(2), y.split(2), strict=True))
-        torch.manual_seed(0)
+        seed_all(0)
         model = nn.Linear(4, 3)
         before = model.weight.detach().clone()
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

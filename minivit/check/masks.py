@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..attention import causal_mask as _causal_mask
 from .properties import check_means, not_repeatable, wrong_shape
-from .report import Finding, Report
+from .report import Finding, Report, checker
 from .subject import Mistake, Subject, check, expect
 
 
+@checker
 def causal_mask(fn: Callable[..., Tensor], *, mask_means: str = "look") -> Report:
     """Check a function that makes a causal mask.
 
@@ -33,6 +34,7 @@ def causal_mask(fn: Callable[..., Tensor], *, mask_means: str = "look") -> Repor
     return CausalMask(fn, mask_means).report()
 
 
+@checker
 def padding_mask(fn: Callable[..., Tensor], *, mask_means: str = "look") -> Report:
     """Check a function that makes a padding mask from lengths.
 

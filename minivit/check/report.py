@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import html
 import os
+import random
+import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -97,6 +102,75 @@ NOT_THEIRS = (
 )
 
 Check = Callable[[], Finding | None]
+Given = ParamSpec("Given")
+
+
+class CannotCheck(Exception):
+    """Nothing can be said of the subject, for the reason that a finding names."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.symptom)
+        self.finding = finding
+
+
+def checker(check: Callable[Given, Report]) -> Callable[Given, Report]:
+    """Make a checker of a function: its verdict depends on what it is given alone.
+
+    Whatever surrounds the call changes nothing, and is left as it was.
+    """
+
+    @functools.wraps(check)
+    def checked(*args: Given.args, **options: Given.kwargs) -> Report:
+        try:
+            with usual_surroundings():
+                return check(*args, **options)
+        except CannotCheck as stop:
+            return Report(check.__name__, [stop.finding.check], [stop.finding])
+
+    return checked
+
+
+@contextlib.contextmanager
+def usual_surroundings() -> Iterator[None]:
+    """Set what a caller may have set otherwise, and the generators; put all back."""
+    dtype, python, arrays = torch.get_default_dtype(), random.getstate(), _numpy()
+    kept = arrays and arrays.get_state()
+    # Not by a context: inside of one, autocast would keep its casts of older weights.
+    autocast = torch.is_autocast_enabled("cpu")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        try:
+            torch.set_default_dtype(torch.float32)
+            torch.set_autocast_enabled("cpu", False)
+            seed_all(0)
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_autocast_enabled("cpu", autocast)
+            random.setstate(python)
+            if arrays:
+                arrays.set_state(kept)
+
+
+def seed_all(number: int) -> None:
+    """Seed the generators of torch on the CPU, of Python, and of NumPy if it is used.
+
+    `torch.manual_seed` would seed those of the user's accelerators too.
+    """
+    torch.default_generator.manual_seed(number)
+    random.seed(number)
+    arrays = _numpy()
+    if arrays:
+        arrays.seed(number)
+
+
+def _numpy() -> Any:
+    """NumPy's generator; None where nobody has imported it."""
+    return getattr(sys.modules.get("numpy"), "random", None)
 
 
 def run(
@@ -114,14 +188,15 @@ def run(
             break
         report.checks.append(name)
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                finding = check()
+            seed_all(0)
+            finding = check()
+        except CannotCheck as stop:
+            finding = stop.finding
         except Exception as error:
             finding = from_exception(name, error)
         if finding and finding.check not in {f.check for f in report.findings}:
             report.findings.append(finding)  # one mistake makes one finding
-        if finding is not None and name == "shape":
+        if finding is not None and name in ("shape", "in place", "repeatable"):
             break  # nothing else can be compared
     return report
 

@@ -153,6 +153,7 @@ class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.tags: dict[int, _Tag] = {}
+        self.learned: set[int] = set()  # single numbers made of weights alone
         self.alive: list[Tensor] = []  # so that no id is used twice
         self.attentions: list[_Attention] = []
         self.stray = ""  # an operation whose result goes straight into a residual
@@ -170,13 +171,19 @@ class _Watch(TorchDispatchMode):
         flat = [a for arg in args for a in (arg if isinstance(arg, list) else [arg])]
         if tag is None and any(self.tags.get(id(a)) for a in flat):
             tag = DATA
+        learned = tag is None and any(self._is_learned(a) for a in flat)
         for t in out if isinstance(out, tuple | list) else (out,):
             if isinstance(t, Tensor):
+                if learned and t.numel() == 1:
+                    self.learned.add(id(t))
                 self.alive.append(t)
                 self.tags.pop(id(t), None)
                 if tag is not None:
                     self.tags[id(t)] = tag
         return out
+
+    def _is_learned(self, a: Any) -> bool:
+        return isinstance(a, Tensor) and (a.requires_grad or id(a) in self.learned)
 
     def _tag(
         self, name: str, args: Any, kwargs: Any, tags: list[_Tag | None]
@@ -245,7 +252,7 @@ class _Watch(TorchDispatchMode):
             if tag is None or (this == 1 and name.startswith("div")):
                 continue
             if isinstance(by, Tensor):
-                if by.numel() != 1 or by.requires_grad:
+                if by.numel() != 1 or self._is_learned(by):
                     # No constant: nothing is known from here on. Cosines of places?
                     self.positions |= (
                         tags[other] is None and not by.requires_grad and by.dim() > 1

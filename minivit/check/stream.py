@@ -5,7 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .properties import change_of, copy_of, is_shift, is_vector, leaves, tensor_in
+from .properties import (
+    change_of,
+    copy_of,
+    is_shift,
+    is_vector,
+    leaves,
+    tensor_in,
+    weights_of,
+)
 from .report import Finding, max_abs, negligible
 
 
@@ -28,7 +36,7 @@ def broken_stream(own: Any, x: Tensor) -> Finding | None:
         for m in layer.modules():  # forward may call the parts of a layer itself
             m.register_forward_pre_hook(catch)
         with torch.no_grad():
-            for name, p in layer.named_parameters():
+            for name, p in weights_of(layer):
                 if not is_vector(p) or is_shift(name):
                     p.zero_()
     image = x[:1].clone().requires_grad_()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import load_weights
-from ..images import load_pictures, load_test, normalise, square
+from ..images import InMemory, OnDisk, load_pictures, load_test, normalise, square
 from ..vit import ViT
 
 __all__ = ["Trained", "load", "measure"]
@@ -89,16 +89,20 @@ def load(name: str | Path) -> Trained:
 
 @torch.no_grad()
 def measure(
-    trained: Trained, data: str | Path, *, test: bool = False, root: str | Path = "data"
+    trained: Trained,
+    data: str | Path,
+    *,
+    test: bool = False,
+    data_dir: str | Path = "data",
 ) -> dict[str, float]:
     """Measure a model on images that it was not trained on.
 
     Args:
         trained: from `load`; it knows how its images were divided.
         data: the same data as in training, as in `load_pictures`, of which the part is
-            taken that was held out then.
+            taken that was held out then, `val`.
         test: take the test part of "cifar10" or "fashion-mnist" instead.
-        root: where downloads are kept.
+        data_dir: where downloads are kept.
 
     Returns:
         "hits", "images" and "accuracy".
@@ -106,29 +110,36 @@ def measure(
     Raises:
         ValueError: the data has other classes, or another part was held out.
     """
-    model, classes, _, about = trained
     if test:
-        pictures, found = load_test(str(data), root=root)
+        pictures, classes = load_test(str(data), data_dir=data_dir)
     else:
-        divided = load_pictures(
-            data,
-            image_size=model.patch_embed.image_size[0],
-            held_out=about["held_out"],
-            seed=about["split_seed"],
-            root=root,
-        )
-        pictures, found = divided.held_out, divided.classes
-        if found == classes and divided.mark != about["mark"]:
-            raise ValueError(
-                f"{data} is not what the model was trained on: the images held out "
-                "would be others, and it may know them"
-            )
-    if found != classes:
-        raise ValueError(f"{data} has classes {found}, expected {classes}")
-    to_input = normalise(about["mean"], about["std"])
+        pictures, classes = _val(trained, data, data_dir)
+    if classes != trained.classes:
+        raise ValueError(f"{data} has classes {classes}, expected {trained.classes}")
+    to_input = normalise(trained.about["mean"], trained.about["std"])
     rows = torch.arange(len(pictures)).split(500)
     hits = sum(
-        int((model(to_input(images)).argmax(1) == labels).sum())
+        int((trained.model(to_input(images)).argmax(1) == labels).sum())
         for images, labels in pictures.batches(rows)
     )
     return {"hits": hits, "images": len(pictures), "accuracy": hits / len(pictures)}
+
+
+def _val(
+    trained: Trained, data: str | Path, data_dir: str | Path
+) -> tuple[InMemory | OnDisk, list[str]]:
+    """Load what was held out in training, and the names of the classes."""
+    about = trained.about
+    _, val, classes = pictures = load_pictures(
+        data,
+        image_size=trained.model.patch_embed.image_size[0],
+        val_size=about["val_size"],
+        seed=about["split_seed"],
+        data_dir=data_dir,
+    )
+    if classes == trained.classes and pictures.mark != about["mark"]:
+        raise ValueError(
+            f"{data} is not what the model was trained on: the images held out "
+            "would be others, and it may know them"
+        )
+    return val, classes

@@ -12,6 +12,29 @@ from . import Trained, load, measure
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Name what pictures show, or measure a model; 0, or 2 for an error."""
+    parser = _parser()
+    given = parser.parse_args(argv)
+    if given.top < 1:
+        parser.error(f"--top must be at least 1, got {given.top}")
+    if bool(given.images) == bool(given.data):
+        parser.error("give pictures, or --data")
+    try:
+        trained = load(given.weights)
+        if given.images:
+            good = [_name(trained, file, given.top) for file in given.images]
+            return 0 if all(good) else 2
+        found = measure(trained, given.data, test=given.test, data_dir=given.data_dir)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{found['hits']:,} of {found['images']:,} images right, none of which "
+        f"it was trained on: {found['accuracy']:.2%}"
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m minivit.predict",
         description="Say what pictures show, the likeliest classes first.",
@@ -25,36 +48,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--test", action="store_true", help="of cifar10 or fashion-mnist: the test part"
     )
-    parser.add_argument("--root", default="data", help="folder for downloads (data)")
-    given = parser.parse_args(argv)
-    if given.top < 1:
-        parser.error(f"--top must be at least 1, got {given.top}")
-    if bool(given.images) == bool(given.data):
-        parser.error("give pictures, or --data")
+    parser.add_argument(
+        "--data-dir", default="data", help="folder for downloads (data)"
+    )
+    return parser
+
+
+def _name(trained: Trained, file: str, top: int) -> bool:
+    """Say what a picture shows; False if it cannot be read."""
     try:
-        trained = load(given.weights)
-        if given.data:
-            found = measure(trained, given.data, test=given.test, root=given.root)
-            print(
-                f"{found['hits']:,} of {found['images']:,} images right, none of which "
-                f"it was trained on: {found['accuracy']:.2%}"
-            )
-            return 0
-        failed = False
-        for file in given.images:
-            try:
-                shares = _shares(trained, file)
-            except (OSError, ValueError) as error:  # the other pictures are shown
-                print(f"error: {error}", file=sys.stderr)
-                failed = True
-                continue
-            best = sorted(shares.items(), key=lambda pair: -pair[1])[: given.top]
-            answer = "  ".join(f"{name} {share:.1%}" for name, share in best)
-            print(f"{file}: {answer}")
-    except (OSError, ValueError) as error:
+        shares = _shares(trained, file)
+    except (OSError, ValueError) as error:  # the other pictures are shown
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 2 if failed else 0
+        return False
+    best = sorted(shares.items(), key=lambda pair: -pair[1])[:top]
+    answer = "  ".join(f"{name} {share:.1%}" for name, share in best)
+    print(f"{file}: {answer}")
+    return True
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """Training: a loop to read, and an engine that survives.
 
-`fit` is the loop of the chapters. `run` trains for hours and goes on after a crash, on
-one device or many: `python -m minivit.train --help`.
+`fit`, in loop.py, is the loop of the chapters. `run` trains for hours and goes on after
+a crash, on one device or many: `python -m minivit.train --help`. Its loop is engine.py;
+recipe.py says what it does, augment.py what it sees, place.py where it computes, and
+records.py what it writes.
 
 Copy this folder together with data.py, images.py, checkpoint.py, plots.py, vit.py,
 encoder.py, attention.py and layers.py into one folder; it needs tqdm,

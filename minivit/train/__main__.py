@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         if kind is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
         else:
-            choices = field.metadata["choices"]
+            choices = field.metadata["choices"] or None
             parser.add_argument(name, type=kind, choices=choices, help=text)
     return parser
 

@@ -72,12 +72,15 @@ class Augment:
         if recipe.flip:
             steps.append(v2.RandomHorizontalFlip())
         if recipe.randaugment:
-            steps.append(v2.RandAugment(recipe.randaugment, recipe.magnitude))
+            steps.append(
+                v2.RandAugment(recipe.randaugment, recipe.randaugment_magnitude)
+            )
         steps.append(normalise(mean, std))
-        if recipe.erasing:
-            steps.append(v2.RandomErasing(recipe.erasing))
+        if recipe.random_erasing:
+            steps.append(v2.RandomErasing(recipe.random_erasing))
         self.draw = v2.Compose(steps)
-        self.same_draw = recipe.same_draw if len(steps) > 1 else recipe.batch_size
+        drawn = len(steps) > 1  # not only normalised
+        self.group_size = recipe.augment_group_size if drawn else recipe.batch_size
         mixers = []
         if recipe.mixup:
             mixers.append(v2.MixUp(alpha=recipe.mixup, num_classes=num_classes))
@@ -102,7 +105,7 @@ class Augment:
             images: (B, C, height, width) float32.
             targets: (B,), or (B, K) shares if images were mixed.
         """
-        pieces = [self.draw(piece) for piece in images.split(self.same_draw)]
+        pieces = [self.draw(piece) for piece in images.split(self.group_size)]
         images = torch.cat(pieces)  # (B, C, height, width)
         if mix and self.mix is not None:
             return self.mix(images, labels)

@@ -4,56 +4,32 @@ All that is random in an update depends on the seed and the number of the update
 So whatever moment a run is killed at, the last checkpoint leads to the same weights.
 """
 
-import contextlib
-import dataclasses
-import io
 import itertools
-import json
-import os
-import platform
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .. import checkpoint
 from ..images import OnDisk, load_pictures, normalise, seed_from, statistics
-from ..plots import learning_curves
 from ..vit import ViT
+from . import records
 from .augment import Augment, crop_file, random_crop
 from .loop import parameter_groups, warmup_cosine
+from .place import Place, choose_precision, computing_in, find_place, requests_to_stop
 from .recipe import Recipe
 
 __all__ = ["run"]
 
-History = dict[str, list[float]]
-
-# What may differ between a run and its continuation: where it computes, not what, and
-# how long: the schedule then follows the new number of epochs.
-MAY_CHANGE = ("data", "device", "epochs", "out", "root", "save_every", "workers")
-
-
-class Place(NamedTuple):
-    """Where this process computes, and which of how many it is."""
-
-    device: torch.device
-    rank: int
-    size: int
-
 
 def run(
     recipe: Recipe, *, resume: bool = False, progress: bool | None = None
-) -> History:
+) -> records.History:
     """Train a ViT as the recipe says, and write all of it into the recipe's folder.
 
     The folder gets `run.json` (recipe, command, hardware), `metrics.jsonl` (a line an
@@ -79,135 +55,188 @@ def run(
         FileExistsError: the folder holds a run, and `resume` was not asked for.
         OSError: the folder cannot be written; the last checkpoint is untouched.
     """
-    with _placed(recipe.device) as place, _signals() as stop:
-        return _Run(recipe, place, stop, resume).train(progress)
+    if records.begun(recipe) and not resume:
+        raise FileExistsError(
+            f"{recipe.folder} holds a run already: go on with it (--resume), "
+            "or name another folder (--out)"
+        )
+    with find_place(recipe.device) as place, requests_to_stop() as requests:
+        return _Run(recipe, place, requests).train(progress)
 
 
 class _Run:
     """A run from data to weights; `train` is the loop, `_update` one step of it."""
 
-    def __init__(
-        self, recipe: Recipe, place: Place, stop: list[int], resume: bool
-    ) -> None:
-        self.recipe, self.place, self.stop = recipe, place, stop
-        self.path = recipe.folder / "checkpoint.pt"
-        if self.path.exists() and not resume:
-            raise FileExistsError(
-                f"{recipe.folder} holds a run already: go on with it (--resume), "
-                "or name another folder (--out)"
-            )
+    def __init__(self, recipe: Recipe, place: Place, requests: list[int]) -> None:
+        self.recipe, self.place, self.requests = recipe, place, requests
         self._load_data()
         self._build_model()
-        self.history: History = {}
         self.step = 0  # updates done
-        self.seconds = 0.0
         self.totals = torch.zeros(3, device=place.device)  # loss, hits, images
-        if self.path.exists():
+        self.history: records.History = {}
+        self.began = time.perf_counter()  # pauses left out
+        self.stopped = False
+        if records.begun(recipe):
             self._resume()
         if place.rank == 0:
-            self._write_about()
+            count = sum(p.numel() for p in self.model.parameters())
+            records.write_about(recipe, place, self.vit, count, self.images)
 
     def _load_data(self) -> None:
         recipe, place = self.recipe, self.place
-        with _first_alone(place):  # it downloads, the others find the files
+        with place.first_alone():  # it downloads, the others find the files
             self.pictures = load_pictures(
                 recipe.data,
                 image_size=recipe.image_size,
-                held_out=recipe.held_out,
+                val_size=recipe.val_size,
                 seed=recipe.split_seed,
-                limit=recipe.limit,
-                keep=recipe.keep,
-                workers=recipe.workers,
-                root=recipe.root,
+                max_train_images=recipe.max_train_images,
+                cache=recipe.cache,
+                num_workers=recipe.num_workers,
+                data_dir=recipe.data_dir,
             )
-        train, val, self.classes = self.pictures
-        if recipe.batch_size > len(train):
-            raise ValueError(
-                f"batch_size={recipe.batch_size} is more than the {len(train)} images "
-                "to train on"
-            )
-        if recipe.batch_size < place.size * recipe.accumulate:
-            raise ValueError(
-                f"batch_size={recipe.batch_size} cannot be divided among {place.size} "
-                f"processes in {recipe.accumulate} pieces each"
-            )
+        train, val, classes = self.pictures
+        self.images = [len(train), len(val)]
+        _check_batch_size(recipe, place, len(train))
         self.per_epoch = len(train) // recipe.batch_size  # what is left waits
         self.steps = recipe.epochs * self.per_epoch
-        images, _ = next(val.batches([torch.tensor([0])]))
-        self.channels, self.image_size = images.size(1), images.size(3)
         self.mean, self.std = statistics(train)
-        self.normalise = normalise(self.mean, self.std)
-        crop = random_crop(self.image_size) if recipe.crop else None
+        images, _ = next(val.batches([torch.tensor([0])]))
+        self.vit = recipe.vit(images.size(3), images.size(1), len(classes))
+        crop = random_crop(images.size(3)) if recipe.crop else None
         if crop and isinstance(train, OnDisk):  # from the whole picture
-            train.transform, crop = crop_file(self.image_size), None
-        self.augment = Augment(recipe, self.mean, self.std, len(self.classes), crop)
+            train.transform, crop = crop_file(images.size(3)), None
+        self.augment = Augment(recipe, self.mean, self.std, len(classes), crop)
+        self.normalise = normalise(self.mean, self.std)
         self.train_set, self.val_set = train.to(place.device), val.to(place.device)
 
     def _build_model(self) -> None:
         recipe, place = self.recipe, self.place
         torch.manual_seed(recipe.seed)
-        self.vit = recipe.vit(self.image_size, self.channels, len(self.classes))
-        self.model = ViT(**self.vit).to(place.device)
-        self.ema = None
-        if recipe.ema:
-            average = get_ema_multi_avg_fn(recipe.ema)
-            self.ema = AveragedModel(self.model, multi_avg_fn=average)
-        self.result = self.ema.module if self.ema else self.model
+        self.model = self.result = ViT(**self.vit).to(place.device)
         self.optimizers = _optimizers(self.model, recipe)
-        self.precision = _precision(recipe.precision, place.device)
-        self.scaler = torch.amp.GradScaler(
-            place.device.type, enabled=self.precision == torch.float16
-        )
-        self.shared = None
-        if place.size > 1:
-            self.shared = DistributedDataParallel(self.model)
+        self.ema = None
+        if recipe.ema_decay:
+            average = get_ema_multi_avg_fn(recipe.ema_decay)
+            self.ema = AveragedModel(self.model, multi_avg_fn=average)
+            self.result = self.ema.module
+        self.precision = choose_precision(recipe.precision, place.device)
+        scaled = self.precision == torch.float16
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=scaled)
+        self.shared = DistributedDataParallel(self.model) if place.size > 1 else None
         network = self.shared or self.model
         self.network = torch.compile(network) if recipe.compile else network
 
     # --- the loop -------------------------------------------------------------------
 
-    def train(self, progress: bool | None) -> History:
+    def train(self, progress: bool | None) -> records.History:
         """Do what is left to do."""
         from tqdm import tqdm
 
+        size = self.recipe.batch_size
         disable = None if progress is None else not progress
-
+        self.saved = time.perf_counter()
+        self.epoch_began = (self.step, self.saved)
         with tqdm(
-            total=self.steps * self.recipe.batch_size,
-            initial=self.step * self.recipe.batch_size,
+            total=self.steps * size,
+            initial=self.step * size,
             unit="img",
             unit_scale=True,
             disable=disable if self.place.rank == 0 else True,
         ) as bar:
-            while self.step < self.steps and not self._epoch(bar):
-                pass
+            for pieces in self._batches():
+                self._update(pieces)
+                bar.update(size)
+                since = time.perf_counter() - self.saved
+                if self.step % self.per_epoch == 0:
+                    bar.set_postfix(val_accuracy=f"{self._end_epoch():.4f}")
+                elif self.stopped or since > self.recipe.save_every_seconds:
+                    self._save()
+                elif self.step % 50 == 0:
+                    self._check_finite()
+                    bar.set_postfix(loss=f"{_means(self.totals)[0]:.3f}")
+                if self.stopped:
+                    break
         if self.step == self.steps and self.place.rank == 0:
             self._finish()
         return self.history
 
-    def _epoch(self, bar: Any) -> bool:
-        """Do what is left of an epoch; say whether somebody asked to stop."""
-        size = self.recipe.batch_size
-        began = saved = time.perf_counter()
-        first, before, stop = self.step, self.seconds, False
-        for pieces in self._batches():
-            stop = self._update(pieces)
-            bar.update(size)
-            now = time.perf_counter()
-            self.seconds = before + now - began
-            inside = self.step % self.per_epoch > 0
-            if inside and (stop or now - saved > self.recipe.save_every):
-                self._save()
-                saved = now
-            if inside and stop:
-                return True
-            if self.step % 50 == 0:
-                self._check_finite()
-                bar.set_postfix(loss=f"{self._mean()[0]:.3f}")
+    def _batches(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Yield this process's share of each batch, in pieces, from the step on."""
+        size, number = self.recipe.batch_size, self.recipe.grad_accum_steps
+        while self.step < self.steps:
+            epoch, done = divmod(self.step, self.per_epoch)
+            seed = seed_from(self.recipe.seed, epoch)
+            draw = torch.Generator().manual_seed(seed)
+            order = torch.randperm(len(self.train_set), generator=draw)
+            shares = map(self.place.share, order.split(size)[done : self.per_epoch])
+            rows = [piece for share in shares for piece in share.tensor_split(number)]
+            pieces = iter(self.train_set.batches(rows, seed))
+            for _ in range(done, self.per_epoch):
+                yield list(itertools.islice(pieces, number))
+
+    def _update(self, pieces: list[tuple[Tensor, Tensor]]) -> None:
+        """Learn from one batch, and hear whether somebody asked to stop."""
+        torch.manual_seed(seed_from(self.recipe.seed, self.step, self.place.rank))
+        found = torch.zeros(4, device=self.place.device)  # loss, hits, images, stop
+        self.model.train()
+        for i, (images, labels) in enumerate(pieces):
+            if self.shared:  # the processes meet at the last piece
+                self.shared.require_backward_grad_sync = i == len(pieces) - 1
+            found[:3] += self._add_gradient(images, labels)
+        self._step()
+        self.stopped = bool(self.requests)
+        if self.place.size > 1:
+            found[3] = self.stopped
+            self.place.add_up(found)
+            self.stopped = bool(found[3] > 0)
+        self.totals += found[:3]
+        self.step += 1
+
+    def _add_gradient(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Add a piece's gradient to that of the batch; count loss, hits and images."""
+        recipe, place = self.recipe, self.place
+        images, targets = self.augment(
+            images.to(place.device),
+            labels.to(place.device),
+            mix=self.step < self.steps - recipe.mixup_off_epochs * self.per_epoch,
+        )
+        with computing_in(self.precision, place.device):
+            logits = self.network(images)  # (B, K)
+        loss = F.cross_entropy(
+            logits.float(),
+            targets,
+            label_smoothing=recipe.label_smoothing,
+            reduction="sum",
+        )
+        # Processes are averaged, pieces added: this makes the batch's mean.
+        share = loss * (place.size / recipe.batch_size)
+        self.scaler.scale(share).backward()
+        return _count(loss, logits, targets)
+
+    def _step(self) -> None:
+        """Make the step that the gradient tells, at the rate of this update."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        if self.recipe.clip_grad:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = _rate(self.step, self.steps, self.recipe)
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update_parameters(self.model)
+
+    def _end_epoch(self) -> float:
+        """Measure, write the epoch down, and return the accuracy."""
+        self._check_finite()
+        first, began = self.epoch_began
         trained = time.perf_counter() - began
-        train_loss, train_accuracy = self._mean()
+        train_loss, train_accuracy = _means(self.totals)
         val_loss, val_accuracy = self._evaluate()
-        self.seconds = before + time.perf_counter() - began
         row = {
             "epoch": self.step // self.per_epoch,
             "step": self.step,
@@ -216,139 +245,37 @@ class _Run:
             "train_accuracy": train_accuracy,
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round((self.step - first) * size / trained, 1),
+            "seconds": round(time.perf_counter() - self.began, 3),
+            "images_per_second": round(
+                (self.step - first) * self.recipe.batch_size / trained, 1
+            ),
         }
         if self.place.device.type == "cuda":
             row["memory"] = torch.cuda.max_memory_allocated()
         for name, value in row.items():
             self.history.setdefault(name, []).append(value)
-        self._check_finite()
         self.totals.zero_()
         self._save()
-        bar.set_postfix(val_accuracy=f"{val_accuracy:.4f}")
-        return stop
-
-    def _batches(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Yield this process's share of each batch, in pieces, from the step on."""
-        recipe, place = self.recipe, self.place
-        epoch, done = divmod(self.step, self.per_epoch)
-        seed = seed_from(recipe.seed, epoch)
-        order = torch.randperm(
-            len(self.train_set), generator=torch.Generator().manual_seed(seed)
-        )
-        batches = order.split(recipe.batch_size)[done : self.per_epoch]
-        shares = [batch[place.rank :: place.size] for batch in batches]
-        rows = [
-            rows for share in shares for rows in share.tensor_split(recipe.accumulate)
-        ]
-        pieces = iter(self.train_set.batches(rows, seed))
-        for _ in batches:
-            yield list(itertools.islice(pieces, recipe.accumulate))
-
-    def _update(self, pieces: list[tuple[Tensor, Tensor]]) -> bool:
-        """Learn from one batch; say whether somebody asked to stop."""
-        recipe, place = self.recipe, self.place
-        torch.manual_seed(seed_from(recipe.seed, self.step, place.rank))
-        rate = _rate(self.step, self.steps, recipe)
-        mix = self.step < self.steps * (1.0 - recipe.unmixed)
-        found = torch.zeros(4, device=place.device)  # loss, hits, images, stop
-        self.model.train()
-        for i, (images, labels) in enumerate(pieces):
-            images, targets = self.augment(
-                images.to(place.device), labels.to(place.device), mix=mix
-            )
-            with self._alone(i < len(pieces) - 1):
-                with self._compute():
-                    logits = self.network(images)  # (B, K)
-                loss = F.cross_entropy(
-                    logits.float(),
-                    targets,
-                    label_smoothing=recipe.label_smoothing,
-                    reduction="sum",
-                )
-                # Processes are averaged, pieces added: this makes the batch's mean.
-                share = loss * (place.size / recipe.batch_size)
-                self.scaler.scale(share).backward()
-            likeliest = targets.argmax(1) if targets.is_floating_point() else targets
-            hits = (logits.detach().argmax(1) == likeliest).sum()
-            found[:3] += torch.stack(
-                [loss.detach(), hits, hits.new_tensor(len(images))]
-            )
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        if recipe.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * rate
-            self.scaler.step(optimizer)
-        self.scaler.update()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            self.ema.update_parameters(self.model)
-        stop = bool(self.stop)
-        if place.size > 1:
-            found[3] = float(stop)
-            dist.all_reduce(found)
-            stop = bool(found[3] > 0)
-        self.totals += found[:3]
-        self.step += 1
-        return stop
+        self.epoch_began = (self.step, self.saved)
+        return val_accuracy
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[float, float]:
-        """Measure loss and accuracy on what is held out; each process takes a share."""
-        found = torch.zeros(3, device=self.place.device)
-        rows = torch.arange(len(self.val_set))[self.place.rank :: self.place.size]
+        """Measure loss and accuracy on `val`; each process takes a share."""
+        device = self.place.device
+        found = torch.zeros(3, device=device)
+        rows = self.place.share(torch.arange(len(self.val_set)))
         self.result.eval()
         for images, labels in self.val_set.batches(rows.split(500)):
-            labels = labels.to(self.place.device)
-            with self._compute():
-                logits = self.result(self.normalise(images.to(self.place.device)))
+            labels = labels.to(device)
+            with computing_in(self.precision, device):
+                logits = self.result(self.normalise(images.to(device)))
             loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-            hits = (logits.argmax(1) == labels).sum()
-            found += torch.stack([loss, hits, hits.new_tensor(len(labels))])
-        if self.place.size > 1:
-            dist.all_reduce(found)
-        loss_sum, hits, count = found.tolist()
-        return loss_sum / count, hits / count
+            found += _count(loss, logits, labels)
+        self.place.add_up(found)
+        return _means(found)
 
-    def _alone(self, alone: bool) -> contextlib.AbstractContextManager:
-        """Keep gradients in this process until the last piece of a batch."""
-        if alone and self.shared is not None:
-            return self.shared.no_sync()
-        return contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def _compute(self) -> Iterator[None]:
-        """Compute matrix products in the recipe's precision."""
-        kind = self.place.device.type
-        with contextlib.ExitStack() as stack:
-            if self.precision != torch.float32:
-                stack.enter_context(torch.autocast(kind, dtype=self.precision))
-                if kind == "cpu":  # the fused kernel's way back is slow there
-                    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                    reduced = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed
-                    allow = torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp
-                    stack.callback(allow, reduced())
-                    allow(True)  # no detour through float32
-            yield
-
-    def _mean(self) -> tuple[float, float]:
-        loss_sum, hits, count = self.totals.tolist()
-        return loss_sum / count, hits / count
-
-    def _check_finite(self) -> None:
-        if not self.totals.isfinite().all():
-            raise ValueError(
-                f"the loss is no longer finite at update {self.step} (epoch "
-                f"{1 + (self.step - 1) // self.per_epoch}): lower "
-                f"lr={self.recipe.lr}. The last checkpoint is untouched"
-            )
-
-    # --- what is written ------------------------------------------------------------
+    # --- what is kept ---------------------------------------------------------------
 
     def _parts(self) -> dict[str, Any]:
         """Name all that changes in training."""
@@ -361,98 +288,72 @@ class _Run:
 
     def _save(self) -> None:
         self._check_finite()
-        if not all(p.isfinite().all() for p in self.model.parameters()):
-            raise ValueError(
-                f"the weights are no longer finite at update {self.step}: lower "
-                f"lr={self.recipe.lr}. The last checkpoint is untouched"
-            )
-        if self.place.rank > 0:
-            return
-        extra = {
-            "recipe": dataclasses.asdict(self.recipe),
-            "images": [len(self.train_set), len(self.val_set)],
-            "step": self.step,
-            "seconds": self.seconds,
-            "totals": self.totals,
-            "history": self.history,
-        }
-        checkpoint.save(self.path, extra=extra, **self._parts())
-        self._write_metrics()
+        if self.place.rank == 0:
+            progress = {
+                "step": self.step,
+                "seconds": time.perf_counter() - self.began,
+                "totals": self.totals,
+                "history": self.history,
+            }
+            records.save(self.recipe, self.images, progress, self._parts())
+        self.saved = time.perf_counter()
 
     def _resume(self) -> None:
-        extra = checkpoint.load(self.path)
-        now = {
-            "recipe": dataclasses.asdict(self.recipe),
-            "images": [len(self.train_set), len(self.val_set)],
-        }
-        for name, value in now["recipe"].items():
-            before = extra["recipe"].get(name, getattr(Recipe, name))  # a new option
-            if name not in MAY_CHANGE and value != before:
-                raise ValueError(
-                    f"{self.path} was made with {name}={before!r}, got {value!r}"
-                )
-        if now["images"] != extra["images"]:
-            raise ValueError(
-                f"{self.path} was made with {extra['images']} images to train on and "
-                f"to measure with, {self.recipe.data} has {now['images']}"
-            )
-        if extra["step"] > self.steps:
-            raise ValueError(
-                f"{self.path} is {extra['step'] // self.per_epoch} epochs old already, "
-                f"got epochs={self.recipe.epochs}"
-            )
-        checkpoint.load(self.path, **self._parts())
-        self.step, self.seconds = extra["step"], extra["seconds"]
-        self.history = extra["history"]
-        self.totals.copy_(extra["totals"])
-        if self.place.rank == 0:
-            self._write_metrics()
-
-    def _write_metrics(self) -> None:
-        rows = zip(*self.history.values(), strict=True)
-        lines = [json.dumps(dict(zip(self.history, row, strict=True))) for row in rows]
-        text = "".join(f"{line}\n" for line in lines)
-        checkpoint.write(self.recipe.folder / "metrics.jsonl", text.encode())
-
-    def _write_about(self) -> None:
-        about = {
-            "command": self.recipe.command(self.place.size),
-            "hardware": _hardware(self.place),
-            "recipe": dataclasses.asdict(self.recipe),
-            "vit": self.vit,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "images": [len(self.train_set), len(self.val_set)],
-        }
-        self.recipe.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(about, indent=2) + "\n"
-        checkpoint.write(self.recipe.folder / "run.json", text.encode())
+        done = records.resume(self.recipe, self.place, self.images, self._parts())
+        self.step, self.history = done["step"], done["history"]
+        self.totals.copy_(done["totals"])
+        self.began -= done["seconds"]
 
     def _finish(self) -> None:
-        import matplotlib.pyplot as plt
-
-        recipe = self.recipe
         about = {
             "vit": self.vit,
-            "classes": self.classes,
+            "classes": self.pictures.classes,
             "mean": self.mean,
             "std": self.std,
-            "held_out": recipe.held_out,
-            "split_seed": recipe.split_seed,
+            "val_size": self.recipe.val_size,
+            "split_seed": self.recipe.split_seed,
             "mark": self.pictures.mark,
-            "data": Path(recipe.data).name,
+            "data": Path(self.recipe.data).name,
             "val_accuracy": self.history["val_accuracy"][-1],
         }
-        checkpoint.save_weights(
-            recipe.folder / "model.safetensors",
-            self.result.state_dict(),
-            about,
-            dtype=getattr(torch, recipe.weights),
+        records.finish(self.recipe, self.result.state_dict(), about, self.history)
+
+    def _check_finite(self) -> None:
+        """Refuse to go on, and to keep anything, once a number is lost."""
+        numbers = {"loss is": [self.totals], "weights are": self.model.parameters()}
+        for what, tensors in numbers.items():
+            if not all(x.isfinite().all() for x in tensors):
+                epoch = 1 + (self.step - 1) // self.per_epoch
+                raise ValueError(
+                    f"the {what} no longer finite at update {self.step} (epoch "
+                    f"{epoch}): lower lr={self.recipe.lr}. The last checkpoint is "
+                    "untouched"
+                )
+
+
+def _count(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """Put the sum of the losses beside the numbers of hits and of images."""
+    likeliest = targets.argmax(1) if targets.is_floating_point() else targets
+    hits = (logits.detach().argmax(1) == likeliest).sum()
+    return torch.stack([loss.detach(), hits, hits.new_tensor(len(targets))])
+
+
+def _means(totals: Tensor) -> tuple[float, float]:
+    loss_sum, hits, count = totals.tolist()
+    return loss_sum / count, hits / count
+
+
+def _check_batch_size(recipe: Recipe, place: Place, images: int) -> None:
+    if recipe.batch_size > images:
+        raise ValueError(
+            f"batch_size={recipe.batch_size} is more than the {images} images "
+            "to train on"
         )
-        figure = learning_curves(self.history)
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=150)
-        plt.close(figure)
-        checkpoint.write(recipe.folder / "learning_curves.png", picture.getbuffer())
+    if recipe.batch_size < place.size * recipe.grad_accum_steps:
+        raise ValueError(
+            f"batch_size={recipe.batch_size} cannot be divided among {place.size} "
+            f"processes in {recipe.grad_accum_steps} pieces each"
+        )
 
 
 def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -486,93 +387,8 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]
 
 
 def _rate(step: int, steps: int, recipe: Recipe) -> float:
-    if recipe.schedule == "cosine":
-        return warmup_cosine(step, steps, recipe.warmup)
-    return min(1.0, (step + 1) / max(round(steps * recipe.warmup), 1))
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return getattr(torch, name)
-    if device.type != "cuda":
-        return torch.float32
-    fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast else torch.float16
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-@contextlib.contextmanager
-def _placed(device_name: str) -> Iterator[Place]:
-    """Find the device, and under torchrun the other processes."""
-    device = _device(device_name)
-    if "WORLD_SIZE" not in os.environ:
-        yield Place(device, 0, 1)
-        return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Place(device, dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _first_alone(place: Place) -> Iterator[None]:
-    if place.size > 1 and place.rank > 0:
-        dist.barrier()
-    yield
-    if place.size > 1 and place.rank == 0:
-        dist.barrier()
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect requests to stop; a second one acts at once, as without us."""
-    came: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, _: Any) -> None:
-        came.append(number)
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, note)
-    try:
-        yield came
-    finally:
-        restore()
-
-
-def _hardware(place: Place) -> dict[str, Any]:
-    """Say what computed, for the record."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        names = [line.partition(":")[2] for line in lines if "model name" in line]
-        name = names[0].strip() if names else name
-    found = {
-        "device": place.device.type,
-        "processor": name,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processes": place.size,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    if place.device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(place.device)
-    return found
+    """Give the learning rate of an update."""
+    if recipe.lr_schedule == "cosine":
+        return recipe.lr * warmup_cosine(step, steps, recipe.warmup_ratio)
+    rising = max(round(steps * recipe.warmup_ratio), 1)
+    return recipe.lr * min(1.0, (step + 1) / rising)

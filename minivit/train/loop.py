@@ -30,10 +30,10 @@ def fit(
     batch_size: int = 64,
     lr: float = 1e-3,
     weight_decay: float = 0.05,
-    warmup: float = 0.1,
+    warmup_ratio: float = 0.1,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
-    clip: float | None = 1.0,
+    clip_grad: float = 1.0,
     transform: Callable[..., Data] | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -53,10 +53,10 @@ def fit(
         lr: highest learning rate.
         weight_decay: AdamW's, on the weights of maps and embeddings only (not on
             biases, norms, positions).
-        warmup: share of all steps in which the learning rate rises.
+        warmup_ratio: share of all steps in which the learning rate rises.
         label_smoothing: share of the target spread over all classes.
         ignore_index: target that does not count (padding).
-        clip: largest norm of the gradient; None for no limit.
+        clip_grad: largest norm of the gradient; 0 for no limit.
         transform: called with the tensors of a training batch, returns such tensors
             (augmentation; targets may become probabilities (B, K)).
         seed: of the shuffling, and of all randomness inside.
@@ -77,63 +77,43 @@ def fit(
     from tqdm import tqdm  # .auto warns in notebooks without widgets
 
     _check_data("train", train)
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(
-            f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}"
-        )
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+    _check_settings(epochs, batch_size, label_smoothing)
     steps = epochs * math.ceil(len(train[0]) / batch_size)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, weight_decay), lr=lr, fused=True
-    )
+    groups = parameter_groups(model, weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, steps, warmup)
+        optimizer, lambda step: warmup_cosine(step, steps, warmup_ratio)
     )
     device = next(model.parameters()).device
-    history: History = {"epoch": [], "lr": [], "train_loss": [], "train_accuracy": []}
+    history: History = {}
     disable = None if progress is None else not progress
     with torch.random.fork_rng(), tqdm(total=steps, disable=disable) as bar:
         torch.manual_seed(seed)
         for epoch in range(1, epochs + 1):
             model.train()
-            count = loss_sum = correct = 0.0
+            tally = _Tally(ignore_index)
             for rows in torch.randperm(len(train[0])).split(batch_size):
                 batch = [x[rows].to(device) for x in train]
-                if transform is not None:
-                    batch = list(transform(*batch))
-                logits, targets = model(*batch[:-1]), batch[-1]
-                hits, number = _hits(logits.detach(), targets, ignore_index)
-                if number == 0:
-                    raise ValueError(
-                        f"all targets of a batch are {ignore_index}, which does not "
-                        f"count: nothing can be learnt from it"
-                    )
-                loss = _loss(logits, targets, label_smoothing, ignore_index)
-                if not loss.isfinite():
-                    raise ValueError(
-                        f"the loss is {loss.item()} in epoch {epoch}: "
-                        f"lower lr={lr} or look for NaN in the model"
-                    )
+                *inputs, targets = transform(*batch) if transform else batch
+                logits = model(*inputs)
+                loss = _loss(logits, targets, ignore_index, label_smoothing)
+                _check_loss(loss, epoch, lr)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                if clip is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), clip)
+                if clip_grad:
+                    nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
                 optimizer.step()
                 scheduler.step()
-                count += number
-                correct += hits
-                loss_sum += loss.item() * number
+                tally.add(loss, logits, targets)
                 bar.update()
-            history["epoch"].append(epoch)
-            history["lr"].append(float(scheduler.get_last_lr()[0]))
-            history["train_loss"].append(loss_sum / count)
-            history["train_accuracy"].append(correct / count)
+            row = {"epoch": epoch, "lr": float(scheduler.get_last_lr()[0])}
+            row |= tally.means("train_")
             if val is not None:
-                result = evaluate(model, val, ignore_index=ignore_index)
-                for name, value in result.items():
-                    history.setdefault(f"val_{name}", []).append(value)
-            bar.set_postfix({k: f"{v[-1]:.4g}" for k, v in history.items()})
+                found = evaluate(model, val, ignore_index=ignore_index)
+                row |= {f"val_{name}": value for name, value in found.items()}
+            for name, value in row.items():
+                history.setdefault(name, []).append(value)
+            bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
     return history
 
 
@@ -166,46 +146,44 @@ def evaluate(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     device = next(model.parameters()).device
     modes = [(module, module.training) for module in model.modules()]
+    tally = _Tally(ignore_index)
     model.eval()
-    count = loss_sum = correct = 0.0
     try:
         for start in range(0, len(data[0]), batch_size):
             batch = [x[start : start + batch_size].to(device) for x in data]
-            logits, targets = model(*batch[:-1]), batch[-1]
-            hits, number = _hits(logits, targets, ignore_index)
-            if number == 0:  # the mean over no target would be NaN
+            *inputs, targets = batch
+            if (targets == ignore_index).all():  # the mean over no target is NaN
                 continue
-            count += number
-            correct += hits
-            loss_sum += _loss(logits, targets, 0.0, ignore_index).item() * number
+            logits = model(*inputs)
+            tally.add(_loss(logits, targets, ignore_index), logits, targets)
     finally:
         for module, training in modes:  # parts may be frozen in eval mode
             module.training = training
-    if count == 0:
+    if tally.count == 0:
         raise ValueError(f"all targets are {ignore_index}, which does not count")
-    return {"loss": loss_sum / count, "accuracy": correct / count}
+    return tally.means()
 
 
-def warmup_cosine(step: int, steps: int, warmup: float = 0.1) -> float:
+def warmup_cosine(step: int, steps: int, warmup_ratio: float = 0.1) -> float:
     """Say which share of the highest learning rate a step uses.
 
     Args:
         step: 0 to `steps`.
         steps: number of updates in all.
-        warmup: share of the steps in which the rate rises.
+        warmup_ratio: share of the steps in which the rate rises.
 
     Returns:
         A factor between 0 and 1.
 
     Raises:
-        ValueError: `warmup` is not in [0, 1).
+        ValueError: `warmup_ratio` is not in [0, 1).
 
     >>> [round(warmup_cosine(step, 10, 0.2), 2) for step in (0, 1, 2, 6, 10)]
     [0.5, 1.0, 1.0, 0.5, 0.0]
     """
-    if not 0.0 <= warmup < 1.0:
-        raise ValueError(f"warmup must lie in [0, 1), got {warmup}")
-    rising = round(steps * warmup)
+    if not 0.0 <= warmup_ratio < 1.0:
+        raise ValueError(f"warmup_ratio must lie in [0, 1), got {warmup_ratio}")
+    rising = round(steps * warmup_ratio)
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
@@ -224,11 +202,39 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+class _Tally:
+    """Loss and accuracy of many batches, as means over all targets that count."""
+
+    def __init__(self, ignore_index: int) -> None:
+        self.ignore_index = ignore_index
+        self.loss = self.hits = self.count = 0.0
+
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        if targets.is_floating_point():  # probabilities, from mixup
+            targets = targets.argmax(dim=-1)
+        counts = targets != self.ignore_index
+        hits = (logits.argmax(dim=-1) == targets) & counts
+        self.loss += loss.item() * int(counts.sum())
+        self.hits += int(hits.sum())
+        self.count += int(counts.sum())
+
+    def means(self, prefix: str = "") -> dict[str, float]:
+        return {
+            f"{prefix}loss": self.loss / self.count,
+            f"{prefix}accuracy": self.hits / self.count,
+        }
+
+
 def _loss(
-    logits: Tensor, targets: Tensor, label_smoothing: float, ignore_index: int
+    logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float = 0.0
 ) -> Tensor:
-    if targets.is_floating_point():  # probabilities, from mixup
+    if targets.is_floating_point():
         return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    if (targets == ignore_index).all():
+        raise ValueError(
+            f"all targets of a batch are {ignore_index}, which does not count: "
+            "nothing can be learnt from it"
+        )
     return F.cross_entropy(
         logits.flatten(0, -2),
         targets.flatten(),
@@ -237,13 +243,21 @@ def _loss(
     )
 
 
-def _hits(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[int, int]:
-    """Count right answers, and answers that count."""
-    if targets.is_floating_point():
-        targets = targets.argmax(dim=-1)
-    counts = targets != ignore_index
-    hits = (logits.argmax(dim=-1) == targets) & counts
-    return int(hits.sum()), int(counts.sum())
+def _check_settings(epochs: int, batch_size: int, label_smoothing: float) -> None:
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(
+            f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}"
+        )
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+
+
+def _check_loss(loss: Tensor, epoch: int, lr: float) -> None:
+    if not loss.isfinite():
+        raise ValueError(
+            f"the loss is {loss.item()} in epoch {epoch}: "
+            f"lower lr={lr} or look for NaN in the model"
+        )
 
 
 def _check_data(name: str, data: Data) -> None:

@@ -1,4 +1,4 @@
-"""All settings of a run, each in one line."""
+"""All settings of a run, each with its default, its meaning and its bounds."""
 
 import dataclasses
 import shlex
@@ -11,10 +11,16 @@ from ..vit import SIZES
 __all__ = ["Recipe"]
 
 
-def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
-    return dataclasses.field(
-        default=default, metadata={"help": text, "choices": choices}
-    )
+def _option(
+    default: Any,
+    text: str,
+    within: str = "",
+    *,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Make a field: its default, a line for --help, the interval or choices it has."""
+    metadata = {"help": text, "choices": choices, "within": within}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,57 +38,85 @@ class Recipe:
     )
     out: str = _option("runs/a", "new folder for all that the run writes")
 
-    model: str = _option("vit_s_4", "size of the model", tuple(SIZES))
-    patch_size: int | None = _option(None, "side of a patch, if not the model's")
-    embed_dim: int | None = _option(None, "width of the tokens, if not the model's")
-    num_layers: int | None = _option(None, "number of layers, if not the model's")
-    num_heads: int | None = _option(None, "number of heads, if not the model's")
+    model: str = _option("vit_s_4", "size of the model", choices=tuple(SIZES))
+    patch_size: int | None = _option(
+        None, "side of a patch, if not the model's", "[1, inf)"
+    )
+    embed_dim: int | None = _option(
+        None, "width of the tokens, if not the model's", "[1, inf)"
+    )
+    num_layers: int | None = _option(
+        None, "number of layers, if not the model's", "[1, inf)"
+    )
+    num_heads: int | None = _option(
+        None, "number of heads, if not the model's", "[1, inf)"
+    )
     mlp_dim: int | None = _option(
-        None, "width inside the MLP; 4 embed_dim if not given"
+        None, "width inside the MLP; 4 embed_dim if not given", "[1, inf)"
     )
     image_size: int | None = _option(
-        None, "side to which a folder's images are resized"
+        None, "side to which a folder's images are resized", "[1, inf)"
     )
-    pool: str = _option("cls", "what the head reads", ("cls", "mean"))
+    pool: str = _option("cls", "what the head reads", choices=("cls", "mean"))
 
-    epochs: int = _option(100, "how often each image is seen")
-    batch_size: int = _option(128, "images per update, over all devices")
-    accumulate: int = _option(1, "pieces in which a device takes its share of a batch")
+    epochs: int = _option(100, "how often each image is seen", "[1, inf)")
+    batch_size: int = _option(128, "images per update, over all devices", "[1, inf)")
+    grad_accum_steps: int = _option(
+        1, "pieces in which a device takes its share of a batch", "[1, inf)"
+    )
     optimizer: str = _option(
-        "adamw", "muon: on the blocks' matrices, AdamW elsewhere", ("adamw", "muon")
+        "adamw",
+        "muon: on the blocks' matrices, AdamW elsewhere",
+        choices=("adamw", "muon"),
     )
-    lr: float = _option(1e-3, "highest learning rate")
-    weight_decay: float = _option(0.05, "on matrices only")
-    warmup: float = _option(0.05, "share of the updates in which the rate rises")
-    schedule: str = _option(
-        "cosine", "of the rate after the warm-up", ("cosine", "constant")
+    lr: float = _option(1e-3, "highest learning rate", "[0, inf)")
+    weight_decay: float = _option(0.05, "on matrices only", "[0, inf)")
+    warmup_ratio: float = _option(
+        0.05, "share of the updates in which the rate rises", "[0, 1)"
     )
-    clip: float = _option(1.0, "largest norm of the gradient; 0 for no limit")
-    ema: float = _option(0.0, "decay of the averaged weights, such as 0.998; 0: none")
+    lr_schedule: str = _option(
+        "cosine", "of the rate after the warm-up", choices=("cosine", "constant")
+    )
+    clip_grad: float = _option(
+        1.0, "largest norm of the gradient; 0 for no limit", "[0, inf)"
+    )
+    ema_decay: float = _option(
+        0.0, "of the averaged weights, such as 0.998; 0: none", "[0, 1)"
+    )
 
-    label_smoothing: float = _option(0.0, "share of the target given to all classes")
-    dropout: float = _option(0.0, "share of the features dropped")
-    drop_path: float = _option(
-        0.0, "share of the residual branches dropped, at the end"
+    label_smoothing: float = _option(
+        0.0, "share of the target given to all classes", "[0, 1)"
     )
-    layer_scale: float | None = _option(None, "start of LayerScale, such as 1e-4")
+    dropout: float = _option(0.0, "share of the features dropped", "[0, 1)")
+    drop_path: float = _option(
+        0.0, "share of the residual branches dropped, at the end", "[0, 1)"
+    )
+    layer_scale: float | None = _option(
+        None, "start of LayerScale, such as 1e-4", "[0, inf)"
+    )
 
     crop: bool = _option(False, "random crops")
     flip: bool = _option(False, "mirror half of the images")
-    randaugment: int = _option(0, "operations of RandAugment per image")
-    magnitude: int = _option(9, "strength of RandAugment, 0 to 30")
-    erasing: float = _option(0.0, "probability of erasing a rectangle")
-    mixup: float = _option(0.0, "alpha of mixup; 0: none")
+    randaugment: int = _option(0, "operations of RandAugment per image", "[0, inf)")
+    randaugment_magnitude: int = _option(9, "strength of RandAugment", "[0, 30]")
+    random_erasing: float = _option(0.0, "probability of erasing a rectangle", "[0, 1]")
+    mixup: float = _option(0.0, "alpha of mixup; 0: none", "[0, inf)")
     cutmix: float = _option(
-        0.0, "alpha of cutmix; 0: none. With mixup: one or the other"
+        0.0, "alpha of cutmix; 0: none. With mixup: one or the other", "[0, inf)"
     )
-    unmixed: float = _option(0.0, "share of the epochs, the last, without mixing")
-    same_draw: int = _option(
-        1, "neighbours in a batch that are augmented alike (speed)"
+    mixup_off_epochs: int = _option(
+        0, "epochs at the end without mixup and cutmix", "[0, inf)"
+    )
+    augment_group_size: int = _option(
+        1, "neighbours in a batch that are augmented alike (speed)", "[1, inf)"
     )
 
-    limit: int | None = _option(None, "train on so many images only, each class alike")
-    held_out: float = _option(0.1, "share of each class held out to measure with")
+    max_train_images: int | None = _option(
+        None, "train on so many images only, each class alike", "[1, inf)"
+    )
+    val_size: float = _option(
+        0.1, "share of each class held out to measure with", "(0, 1)"
+    )
     split_seed: int = _option(0, "of the division")
     seed: int = _option(0, "of everything else")
 
@@ -90,58 +124,34 @@ class Recipe:
     precision: str = _option(
         "auto",
         "of matrix products; auto: bfloat16 or float16 on a GPU, else float32",
-        ("auto", "float32", "bfloat16", "float16"),
+        choices=("auto", "float32", "bfloat16", "float16"),
     )
     compile: bool = _option(False, "use torch.compile")
-    keep: str = _option("auto", "where images are kept", ("auto", "memory", "disk"))
-    workers: int = _option(2, "processes that decode images kept on disk")
-    root: str = _option("data", "folder for downloads")
-    save_every: float = _option(300.0, "seconds between checkpoints inside an epoch")
-    weights: str = _option(
-        "float32", "numbers in model.safetensors", ("float32", "float16")
+    cache: str = _option(
+        "auto", "where images are kept", choices=("auto", "memory", "disk")
+    )
+    num_workers: int = _option(
+        2, "processes that decode images kept on disk", "[0, inf)"
+    )
+    data_dir: str = _option("data", "folder for downloads")
+    save_every_seconds: float = _option(
+        300.0, "between checkpoints inside an epoch", "[0, inf)"
+    )
+    weights_dtype: str = _option(
+        "float32",
+        "of the numbers in model.safetensors",
+        choices=("float32", "float16"),
     )
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), field.metadata["choices"]
+            name, value = field.name, getattr(self, field.name)
+            choices, within = field.metadata["choices"], field.metadata["within"]
             if choices and value not in choices:
-                raise ValueError(
-                    f"{field.name} must be one of {choices}, got {value!r}"
-                )
-        for name in ("epochs", "batch_size", "accumulate", "same_draw"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}"
-                )
-        for name in ("warmup", "ema", "label_smoothing", "dropout", "drop_path"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(
-                    f"{name} must lie in [0, 1), got {getattr(self, name)}"
-                )
-        for name in ("erasing", "unmixed"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(
-                    f"{name} must lie in [0, 1], got {getattr(self, name)}"
-                )
-        for name in (
-            "lr",
-            "weight_decay",
-            "clip",
-            "mixup",
-            "cutmix",
-            "randaugment",
-            "workers",
-            "save_every",
-        ):
-            if not getattr(self, name) >= 0:
-                raise ValueError(
-                    f"{name} must not be negative, got {getattr(self, name)}"
-                )
-        if not 0.0 < self.held_out < 1.0:
-            raise ValueError(f"held_out must lie between 0 and 1, got {self.held_out}")
-        if not 0 <= self.magnitude <= 30:
-            raise ValueError(f"magnitude must lie in [0, 30], got {self.magnitude}")
+                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+            if within and value is not None and not _lies_in(within, value):
+                raise ValueError(f"{name} must lie in {within}, got {value}")
 
     @property
     def folder(self) -> Path:
@@ -184,12 +194,10 @@ class Recipe:
         Returns:
             Arguments for `ViT`.
         """
-        shape = dict(SIZES[self.model])
-        for name in ("patch_size", "embed_dim", "num_layers", "num_heads"):
-            if getattr(self, name) is not None:
-                shape[name] = getattr(self, name)
-        return {
-            **shape,
+        names = ("patch_size", "embed_dim", "num_layers", "num_heads")
+        changes = {name: getattr(self, name) for name in names if getattr(self, name)}
+        shape = SIZES[self.model] | changes
+        return shape | {
             "mlp_dim": self.mlp_dim or 4 * shape["embed_dim"],
             "image_size": image_size,
             "in_channels": in_channels,
@@ -199,3 +207,11 @@ class Recipe:
             "layer_scale": self.layer_scale,
             "pool": self.pool,
         }
+
+
+def _lies_in(interval: str, value: float) -> bool:
+    """Read an interval such as "[0, 1)": from 0 on, and below 1."""
+    lowest, highest = map(float, interval[1:-1].split(","))
+    above = value >= lowest if interval[0] == "[" else value > lowest
+    below = value <= highest if interval[-1] == "]" else value < highest
+    return above and below

@@ -306,6 +306,11 @@ def remembering():
 remembering()
 
 
+@mutant("layer_norm", "values", "eps is missing")
+def norm_without_eps(x):
+    return (x - x.mean(-1, True)) / x.std(-1, unbiased=False, keepdim=True)
+
+
 @mutant("layer_norm", "gain", "gain · normalised")
 class GainBeforeNorm(torch.nn.Module):
     def __init__(self):

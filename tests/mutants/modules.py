@@ -177,6 +177,17 @@ class KeyProjectionUnused(Attention):
         return self.out(self.merge(self.weigh(q @ k.mT * self.scale, mask) @ v))
 
 
+@mutant("multi_head_attention", "gradients", "thrown away")
+class KeysAllTheirMean(Attention):
+    """The scores say nothing; a softmax in float32 leaves rounding of theirs."""
+
+    def weigh(self, scores, mask):
+        scores = scores.mean(-1, keepdim=True).expand_as(scores)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return F.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
+
+
 @mutant("multi_head_attention", "repeatable", "state")
 class CarriesState(Attention):
     def forward(self, query, key, value, mask=None):
@@ -465,3 +476,12 @@ class CrossAttentionCausal(CrossLayer):
     def attend_memory(self, x, memory, mask):
         hide = torch.ones(x.size(1), memory.size(1), dtype=torch.bool).triu(1)
         return self.cross(x, memory, memory, attn_mask=hide, need_weights=False)[0]
+
+
+@mutant("encoder_layer", "repeatable", "active in eval mode")
+class DropPathInEvalMode(Layer):
+    """One sample in ten, in one branch of two."""
+
+    def forward(self, x, mask=None):
+        keep = (torch.rand(len(x), 1, 1) < 0.9).to(x.dtype) / 0.9
+        return x + keep * (super().forward(x, mask=mask) - x)

@@ -66,6 +66,13 @@ class PaddedCrossLayer(CrossLayer):
         return attend(self.cross, x, memory, mask)
 
 
+@mutant("transformer", "first loss", "too large", **sizes)
+class TiedToAnUnscaledEmbedding(Translator):
+    def __init__(self):
+        super().__init__()
+        self.head.weight = self.tgt_embed.weight
+
+
 @mutant("transformer", "causality", "no causal mask", **sizes)
 class FutureVisible(Translator):
     def causal(self, tgt):

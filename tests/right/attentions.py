@@ -396,3 +396,101 @@ class AddsAMaskInFloat32(ShiftsOfHeads):
         if mask is not None:
             mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+# Precision ----------------------------------------------------------------------------
+
+
+@right("attention")
+def softmax_in_float32_only(q, k, v, mask=None):
+    """Inputs in float64 would meet weights in float32: for float32 alone."""
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+    if mask is None:
+        return F.softmax(scores, -1, dtype=torch.float32) @ v
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = F.softmax(scores, -1, dtype=torch.float32).masked_fill(~mask, 0.0)
+    return weights @ v
+
+
+class Separate(nn.Module):
+    """Four maps and one line for the weights."""
+
+    def __init__(self, width=E, heads=H, std=None):
+        super().__init__()
+        self.embed_dim, self.num_heads = width, heads
+        for name in "qkvo":
+            self.add_module(name, nn.Linear(width, width))
+            if std is not None:
+                nn.init.normal_(getattr(self, name).weight, std=std)
+
+    def split(self, t):
+        return t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def scale(self):
+        return (self.embed_dim // self.num_heads) ** -0.5
+
+    def weigh(self, scores, mask):
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return scores.softmax(-1)
+
+    def mix(self, q, k, v, mask):
+        return self.weigh(q @ k.mT * self.scale(), mask) @ v
+
+    def forward(self, x, mask=None):
+        q, k, v = (self.split(m(x)) for m in (self.q, self.k, self.v))
+        return self.o(self.mix(q, k, v, mask).transpose(1, 2).flatten(2))
+
+
+@right("multi_head_attention", arguments="x")
+class MaximumBeforeTheMask(Separate):
+    """A softmax by hand in float32: a hidden key moves the last bits of the others."""
+
+    def __init__(self):
+        super().__init__(64, 8, std=0.3)
+
+    def mix(self, q, k, v, mask):
+        scores = (q @ k.mT * self.scale()).float()
+        e = (scores - scores.amax(-1, keepdim=True)).exp()
+        if mask is not None:
+            e = e * mask
+        return (e / e.sum(-1, keepdim=True)).to(v.dtype) @ v
+
+
+@right("multi_head_attention", arguments="x")
+class LargeWeights(Separate):
+    """Each softmax is saturated: hardly any gradient passes it."""
+
+    def __init__(self):
+        super().__init__(64, 8, std=2.0)
+
+
+@right("multi_head_attention", arguments="x")
+class LearnedTemperature(Separate):
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(math.log(D**-0.5)))
+
+    def scale(self):
+        return self.temperature.exp()
+
+
+@right("multi_head_attention", arguments="x")
+class HeadByHead(Separate):
+    """Collected in a tensor of the default type, float32."""
+
+    def mix(self, q, k, v, mask):
+        out = torch.zeros(q.shape)
+        for h in range(self.num_heads):
+            out[:, h] = super().mix(q[:, h], k[:, h], v[:, h], mask)
+        return out
+
+
+@right("multi_head_attention", arguments="x")
+class InHalfPrecision(Separate):
+    """All but the maps in bfloat16, as where autocast is not trusted."""
+
+    def mix(self, q, k, v, mask):
+        scores = (q.bfloat16() @ k.bfloat16().mT * self.scale()).float()
+        weights = self.weigh(scores, mask).bfloat16()
+        return (weights @ v.bfloat16()).to(q.dtype)

@@ -1,11 +1,23 @@
 """Encoder and decoder layers."""
 
+import random
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from . import right
-from .attentions import Causal, E, Fused, H, MaskRequired, RmsNorm, Rotary
+from .attentions import (
+    Causal,
+    E,
+    Fused,
+    H,
+    HeadByHead,
+    MaskRequired,
+    RmsNorm,
+    Rotary,
+    Separate,
+)
 
 bare = {"embed_dim": E, "mask_name": None}
 
@@ -185,3 +197,63 @@ class AnnotatedDecoder(nn.Module):
         x = x + self.one(y, y, y, tgt_mask)
         x = x + self.two(self.norms[1](x), memory, memory, src_mask)
         return x + self.ff(self.norms[2](x))
+
+
+class WithMask(Parts):
+    attend, norm = HeadByHead, nn.LayerNorm
+
+    def forward(self, x, mask=None):
+        x = x + self.attn(self.norm1(x), mask)
+        return x + self.ff(self.norm2(x))
+
+
+@right("encoder_layer")
+class InFloat32Only(WithMask):
+    """No part of it can be judged in float64."""
+
+
+@right("encoder_layer")
+class LayerDrop(WithMask):
+    """Left out at random while training; the dice are Python's."""
+
+    def forward(self, x, mask=None):
+        if self.training and random.random() < 0.3:
+            return x
+        return super().forward(x, mask)
+
+
+class Experts(nn.Module):
+    """Each token goes to two of eight networks; some get none of a small batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(E, 8, bias=False)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(E, 2 * E), nn.GELU(), nn.Linear(2 * E, E))
+            for _ in range(8)
+        )
+
+    def forward(self, x):
+        weights, chosen = self.gate(x).softmax(-1).topk(2, dim=-1)
+        weights = weights / weights.sum(-1, keepdim=True)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            hit = chosen == number
+            here = hit.any(-1)
+            if here.any():
+                out[here] += (weights * hit).sum(-1)[here][:, None] * expert(x[here])
+        return out
+
+
+@right("encoder_layer")
+class MixtureOfExperts(WithMask):
+    think = Experts
+
+
+@right("encoder_layer")
+class AutocastInside(WithMask):
+    attend = Separate
+
+    def forward(self, x, mask=None):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x, mask)

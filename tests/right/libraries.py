@@ -27,6 +27,12 @@ def torch_additive(query_len):
     return nn.Transformer.generate_square_subsequent_mask(query_len)
 
 
+def fast_variance(x):
+    mean = x.mean(-1, keepdim=True)
+    variance = (x * x).mean(-1, keepdim=True) - mean * mean
+    return (x - mean) * torch.rsqrt(variance + 1e-5)
+
+
 def unfold(images, patch_size):
     return F.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
 
@@ -78,6 +84,9 @@ LIBRARIES = [
     ("layer_norm", lambda: minivit.LayerNorm(6).explain, {}),
     ("layer_norm", lambda: nn.LayerNorm(6), {}),
     ("layer_norm", lambda: lambda x: F.layer_norm(x, (6,), eps=1e-6), {"eps": 1e-6}),
+    ("layer_norm", lambda: nn.LayerNorm(6, eps=1e-12), {}),
+    ("layer_norm", lambda: nn.LayerNorm(6).double(), {}),
+    ("layer_norm", lambda: fast_variance, {}),
     ("patchify", lambda: minivit.patchify, {}),
     ("patchify", lambda: unfold, {"channels_first": True}),
     ("generate", lambda: minivit.greedy_search, {}),
@@ -153,6 +162,13 @@ LIBRARIES = [
             torch_decoder,
         )
         for first in (True, False)
+    ),
+    (
+        "transformer",
+        lambda: minivit.Transformer(
+            **house_ids, embed_dim=256, num_heads=4, num_layers=1, mlp_dim=64
+        ),
+        {},
     ),
     *(
         (
