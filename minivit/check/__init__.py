@@ -29,10 +29,10 @@ from .functions import (
     sinusoidal_positions,
     vocabulary,
 )
+from .heads import multi_head_attention
 from .modules import (
     decoder_layer,
     encoder_layer,
-    multi_head_attention,
     transformer,
     vit,
 )

@@ -14,7 +14,7 @@ from .scores import plain_attention
 
 
 def wrong_heads(
-    own: Any, call_on: Callable[[Any], Callable[..., Tensor]], dim: int, heads: int
+    own: Any, call: Callable[..., Tensor], dim: int, heads: int
 ) -> Finding | None:
     plain = copy_of(own)
     if sum(p.numel() for p in plain.parameters() if p.ndim == 2) != 4 * dim * dim:
@@ -37,7 +37,7 @@ def wrong_heads(
             else:
                 return None  # another layout: the properties must do
         x = random_input(3, 5, dim).to(eye.dtype)
-        got = call_on(plain)(x, x, x)
+        got = call(plain, x, x, x)
 
     def split(x: Tensor) -> Tensor:
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, L, D)
@@ -131,7 +131,7 @@ def wrong_heads(
         p.ndim == 1 and not n.endswith("bias") for n, p in plain.named_parameters()
     ):
         return None
-    if not plain_attention(lambda: call_on(plain)(x, x, x)):
+    if not plain_attention(lambda: call(plain, x, x, x)):
         return None  # rotary, biases, normalised queries: another attention, not wrong
     return Finding(
         "values",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from .. import vit as _vit
 from ..attention import causal_mask as _causal_mask
 from .footprint import patch_footprints
-from .identity import wrong_heads
 from .properties import (
     Masking,
     always_differ,
@@ -23,6 +23,7 @@ from .properties import (
     broken_residual,
     cannot_overfit,
     change_of,
+    changed_at,
     changed_in_place,
     check_means,
     dtype_of,
@@ -45,7 +46,6 @@ from .properties import (
     probabilities,
     random_input,
     repeated_layer,
-    shown_weights,
     size_of,
     tensor_in,
     unnormalised,
@@ -56,7 +56,6 @@ from .properties import (
 )
 from .report import (
     MASK_LINE,
-    SOFTMAX_LINE,
     Finding,
     Report,
     checker,
@@ -66,167 +65,193 @@ from .report import (
     negligible,
     run,
 )
-from .scores import positions_inside, without_projection, wrong_scores
+from .scores import positions_inside, wrong_scores
 from .stream import broken_stream
+from .subject import Check, Subject, check, expect
 
 
-@checker
-def multi_head_attention(
-    module: nn.Module,
-    *,
-    embed_dim: int | None = None,
-    num_heads: int | None = None,
-    arguments: str = "query key value",
-    mask_name: str | None = "mask",
-    mask_means: str = "look",
-    mask_dims: int = 2,
-    causal: bool = False,
-    batch_first: bool = True,
-    weights: Callable[..., Tensor] | None = None,
-) -> Report:
-    """Check a multi-head attention, any class with any weights.
+@dataclass
+class ModuleSubject(Subject):
+    """A module under test, and a copy of it, with which checks do as they like.
 
-    Args:
-        module: called with (B, L, E), (B, S, E), (B, S, E); returns (B, L, E), alone
-            or first in a tuple.
-        embed_dim: E; read from the module's attribute if not given.
-        num_heads: H; read from the module's attribute if not given.
-        arguments: order of its inputs, as "query key value"; "x" for self-attention.
-        mask_name: name of its mask argument; None if it has none.
-        mask_means: "look" if True lets a query see a key, "hide" if it hides it, "add"
-            for a float mask, 0 or -inf, that is added to the scores.
-        mask_dims: 2 for a mask (L, S), 3 for (B, L, S), 4 for (B, 1, L, S).
-        causal: it hides the future by itself.
-        batch_first: False if it takes (L, B, E).
-        weights: called as weights(x, mask), returns maps (B, H, L, L), if the class can
-            show them; by default `module.attend` of the house is used where it exists.
-
-    Returns:
-        The report.
-
-    Raises:
-        ValueError: a size that is needed is neither given nor an attribute.
+    Attributes:
+        module: the user's, which stays as it is.
+        own: the copy, with other weights, in float64 where that can be.
+        needs: names of checks, and the option without which they are left out.
+        last: names of checks that run only if nothing was found before.
     """
-    check_means(mask_means)
-    dim = size_of(module, "embed_dim", embed_dim)
-    heads = size_of(module, "num_heads", num_heads)
-    own = moved_copy(module)
-    names, masking = arguments.split(), Masking(mask_means, mask_dims)
 
-    def call_on(m: Any) -> Callable[..., Tensor]:
-        def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-            given = {"query": q, "key": k, "value": v, "x": q}
-            inputs = [flip(given[name], batch_first) for name in names]
-            extra = masking.argument(mask_name, mask, m, q, k.size(1))
-            return flip(tensor_in(m(*inputs, **extra)), batch_first)
+    module: Any
+    own: Any = field(init=False)
+    needs: ClassVar[dict[str, str]] = {}
+    last: ClassVar[tuple[str, ...]] = ()
 
-        return call
+    def on(self, m: Any, *inputs: Any, **options: Any) -> Tensor:
+        """Call a copy of the module."""
+        raise NotImplementedError
 
-    def trial(m: Any, x: Tensor, memory: Tensor) -> list[Tensor]:
-        mask = None if mask_name is None else _causal_mask(5)
-        return [call_on(m)(x, x, x), call_on(m)(x, x, x, mask)]
+    def call(self, *inputs: Any, **options: Any) -> Tensor:
+        return self.on(self.own, *inputs, **options)
 
-    x, memory = random_input(3, 5, dim), random_input(3, 7, dim)
-    own, x, memory = in_double(own, trial, x, memory)
-    call = call_on(own)
-
-    def call_on_self(m: Any) -> Callable[..., Tensor]:
-        return lambda x, mask=None: call_on(m)(x, x, x, mask)
-
-    self_call = call_on_self(own)
-
-    cross = "key" in names
-
-    def values() -> Finding | None:
-        return wrong_heads(own, call_on, dim, heads)
-
-    def output_projection() -> Finding | None:
-        if heads == 1 or not without_projection(lambda: self_call(x)):
-            return None  # one head needs none: its value projection does as well
-        return Finding(
-            "projection",
-            "no product comes after the weights have met the values",
-            "the output projection is missing: heads never mix",
-            "the last line of forward",
-        )
-
-    def doubled() -> Finding | None:
-        twice = torch.cat([memory, memory], dim=1)
-        if cross:
-            a, b = call(x, memory, memory), call(x, twice, twice)
-        else:
-            a, b = self_call(memory), self_call(twice)[:, : memory.size(1)]
-        if close(a, b, 1e-4) or positions_inside(lambda: self_call(x)) or causal:
-            return None
-        return Finding(
-            "softmax",
-            "giving every key and value twice changes the output",
-            "the weights of a query do not sum to one over the keys: no softmax, or "
-            "over another axis than the keys",
-            SOFTMAX_LINE,
-        )
-
-    def queries_apart() -> Finding | None:
-        if not cross:
-            return None
-        other = x.clone()
-        other[:, 2:] += change_of(other[:, 2:])
-        before, after = call(x, memory, memory), call(other, memory, memory)
-        if before.shape != x.shape:
-            return wrong_shape(before, tuple(x.shape))
-        if close(before[:, :2], after[:, :2]):
-            return None if causal else roles(names, call, x, memory)
-        return Finding(
-            "queries",
-            "a query's output changes when another query changes",
-            "the softmax runs over the queries, or a reshape mixes positions",
-            SOFTMAX_LINE + ", and every reshape",
-        )
-
-    def hidden() -> Finding | None:
-        return hidden_key(self_call, x) or (
-            mixed_samples(self_call, x) if mask_dims > 2 else None
-        )
-
-    def maps() -> Finding | None:
-        extra = masking.argument(mask_name, _causal_mask(5), own, x, 5)
-        if weights is not None:
-            return hidden_in_maps(weights(x, *extra.values()))
-        if names != ["query", "key", "value"] or not batch_first:
-            return None
-        return hidden_in_maps(shown_weights(own, x, extra))
-
-    checks = [
-        ("shape", lambda: wrong_shape(self_call(x), (3, 5, dim))),
-        ("in place", lambda: changed_in_place(self_call, x)),
-        (
-            "repeatable",
-            lambda: not_repeatable(lambda: self_call(x), lambda: self_call(x * 2), own),
-        ),
-        ("values", values),
-        ("projection", output_projection),
-        ("scores", lambda: wrong_scores(lambda: self_call(x))),
-        ("softmax", doubled),
-        ("queries", queries_apart),
-        ("batch", lambda: batch_leak(self_call, x)),
-        ("order", lambda: order_matters(self_call, x)),
-        ("built-in mask", lambda: built_in_mask(self_call, x, causal)),
-        (
-            "gradients",
-            lambda: unreached(own, lambda n: self_call(another(x, n)), part=16),
-        ),
-    ]
-    if mask_name is not None:
-        checks += [
-            ("mask", hidden),
-            ("causality", lambda: future_leak(own, call_on_self, x)),
-            (
-                "half",
-                lambda: half_overflow(own, lambda m, t, k: call_on_self(m)(t, k), x),
-            ),
-            ("map", maps),
+    def report(self) -> Report:
+        """Run all checks that the options allow."""
+        checks = [
+            (c.name, partial(c.finding, self))
+            for c in vars(type(self)).values()
+            if isinstance(c, Check)
+            and getattr(self, self.needs.get(c.name, "name")) is not None
         ]
-    return run("multi_head_attention", checks)
+        last = [row for row in checks if row[0] in self.last]
+        return run(self.name, [row for row in checks if row not in last], last)
+
+
+@dataclass
+class Layer(ModuleSubject):
+    """A layer that turns tokens (B, L, E) into tokens, by attention.
+
+    Checks that several layers share stand here; each layer lists those that it takes.
+
+    Attributes:
+        x: tokens (3, 5, E).
+        memory: other tokens (3, 7, E).
+    """
+
+    embed_dim: int | None
+    mask_name: str | None
+    mask_means: str
+    mask_dims: int
+    batch_first: bool
+    causal: bool = False
+    maps: Callable[..., Tensor] | None = None
+    needs: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("mask", "causality", "half", "map"), "mask_name"),
+        "padding": "padding_name",
+        "memory mask": "memory_mask_name",
+    }
+    part: ClassVar[int] = 4  # of the rows of a map, 1 / part may get no gradient
+
+    def __post_init__(self) -> None:
+        check_means(self.mask_means)
+        own = moved_copy(self.module)
+        self.dim = self.embed_dim or width_of(self.module)
+        self.masking = Masking(self.mask_means, self.mask_dims)
+        inputs = random_input(3, 5, self.dim), random_input(3, 7, self.dim)
+        self.own, self.x, self.memory = in_double(own, self.trial, *inputs)
+
+    def trial(self, m: Any, x: Tensor, memory: Tensor) -> list[Tensor]:
+        """Call a copy in every way that the checks will."""
+        return [self.on(m, x), self.on(m, x, _causal_mask(5))]
+
+    def masked(self, m: Any, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """Make the argument for a mask of tokens that look at each other."""
+        return self.masking.argument(self.mask_name, mask, m, x, x.size(1))
+
+    def shown(self, masked: dict[str, Tensor]) -> Tensor | None:
+        """The maps (B, H, L, L) that a layer shows without being told how."""
+        return None
+
+    @check("shape")
+    def shape(self) -> Finding | None:
+        """Tokens come out as wide as they went in."""
+        return wrong_shape(self.call(self.x), (3, 5, self.dim))
+
+    @check("in place")
+    def untouched(self) -> Finding | None:
+        """The input stays as it is."""
+        return changed_in_place(self.call, self.x)
+
+    @check("repeatable")
+    def repeatable(self) -> Finding | None:
+        """The same again gives the same, also after another call."""
+        x = self.x
+        return not_repeatable(lambda: self.call(x), lambda: self.call(x * 2), self.own)
+
+    @check("residual")
+    def residual(self) -> Finding | None:
+        """The input passes, and what each branch makes is added to it."""
+        return (
+            broken_residual(self.own, self.on, self.x)
+            or lost_branch(self.own, self.on, self.x)
+            or unnormalised(self.own, self.on, self.x)
+        )
+
+    @check("scores")
+    def scores(self) -> Finding | None:
+        """Scores are divided by the root of a head's width; keys share the weights."""
+        return wrong_scores(lambda: self.call(self.x))
+
+    @check("batch")
+    def batch(self) -> Finding | None:
+        """A sample depends on no other, nor on its place."""
+        return batch_leak(self.call, self.x)
+
+    @check("order")
+    def order(self) -> Finding | None:
+        """Reordering the tokens reorders the output, and does no more."""
+        return order_matters(self.call, self.x)
+
+    @check("gradients")
+    def gradients(self) -> Finding | None:
+        """Every weight gets a gradient."""
+        x = self.x
+        return unreached(self.own, lambda n: self.call(another(x, n)), part=self.part)
+
+    @check("causality")
+    def causality(self) -> Finding | None:
+        """Under a causal mask the past does not change with the future."""
+        return future_leak(self.own, self.on, self.x)
+
+    @check("half")
+    def half(self) -> Finding | None:
+        """In half precision a masked output stays finite."""
+        return half_overflow(self.own, self.on, self.x)
+
+    @check("map")
+    def map(self) -> Finding | None:
+        """Maps, if it shows them, are zero where the mask hides."""
+        masked = self.masked(self.own, self.x, _causal_mask(5))
+        if self.maps is None:
+            return hidden_in_maps(self.shown(masked))
+        return hidden_in_maps(self.maps(self.x, *masked.values()))
+
+    @torch.no_grad()
+    def see_all(self) -> None:
+        """The first tokens see the last, unless the layer is causal."""
+        sees = changed_tokens(
+            self.call(self.x), self.call(changed_at(self.x, slice(3, None)))
+        )[:3]
+        expect(
+            not bool(sees.any()) if self.causal else bool(sees.all()),
+            "a token sees later ones"
+            if self.causal
+            else "tokens do not see all later ones",
+            "the mask that should hide the future does not"
+            if self.causal
+            else "a mask is built in although none was asked for (or say causal=True)",
+            MASK_LINE,
+            check="built-in mask",
+        )
+
+    @torch.no_grad()
+    def own_masks(self) -> None:
+        """A sample with a mask of its own gives the same in a batch as alone."""
+        x, mask = self.x, torch.ones(3, 5, 5, dtype=torch.bool)
+        mask[0, :, 3:], mask[1, :, :2] = False, False
+        together = self.call(x, mask)
+        alone = [self.call(x[b : b + 1], mask[b : b + 1])[0] for b in range(3)]
+        expect(
+            close(together, torch.stack(alone), 1e-4),
+            "with a mask of its own a sample gives something else in a batch than "
+            "alone",
+            "masks meet heads of other samples (repeat where repeat_interleave "
+            "belongs), or all use one sample's mask",
+            "where the mask is expanded over the heads",
+        )
+
+
+def changed_tokens(before: Tensor, after: Tensor) -> Tensor:
+    """Which tokens (L,) of outputs (B, L, E) differ in any sample and feature."""
+    return differs(before, after).any(-1).any(0)
 
 
 @checker
@@ -355,7 +380,10 @@ def encoder_layer(
     if mask_name is not None:
         checks += [
             ("mask", alone),
-            ("causality", lambda: future_leak(own, call_on, x)),
+            (
+                "causality",
+                lambda: future_leak(own, lambda m, *t: call_on(m)(*t), x),
+            ),
             ("half", lambda: half_overflow(own, lambda m, t, k: call_on(m)(t, k), x)),
             ("map", seen),
         ]
@@ -377,21 +405,6 @@ def branches(
         or lost_branch(own, call, x)
         or unnormalised(own, call, x)
     )
-
-
-def hidden_key(call: Callable[..., Tensor], x: Tensor) -> Finding | None:
-    mask = torch.ones(5, 5, dtype=torch.bool)
-    mask[:, 3] = False
-    mask[3, 3] = True
-    other = x.clone()
-    other[:, 3] += change_of(other[:, 3])
-    changed = changed_tokens(call(x, mask), call(other, mask))
-    return mask_finding(~changed[[0, 1, 2, 4]], changed[3])
-
-
-def changed_tokens(before: Tensor, after: Tensor) -> Tensor:
-    """Which tokens (L,) of outputs (B, L, E) differ in any sample and feature."""
-    return differs(before, after).any(-1).any(0)
 
 
 @torch.no_grad()
@@ -429,40 +442,6 @@ def built_in_mask(
         if causal
         else "a mask is built in although none was asked for (or say causal=True)",
         MASK_LINE,
-    )
-
-
-@torch.no_grad()
-def roles(
-    names: list[str], call: Callable[..., Tensor], x: Tensor, memory: Tensor
-) -> Finding | None:
-    """Which of query, key and value does what?"""
-    if sorted(names) != ["key", "query", "value"]:
-        return None
-    other = memory + change_of(memory)
-    base = call(x, memory, memory)
-    if not all(
-        bool(differs(base, new).any())
-        for new in (
-            call(x + change_of(x), memory, memory),
-            call(x, other, memory),
-            call(x, memory, other),
-        )
-    ):
-        return Finding(
-            "roles",
-            "one of query, key and value changes nothing",
-            "one argument is read twice, another never",
-            "the three projections at the start of forward",
-        )
-    alike = memory[:, :1].expand_as(memory)
-    if close(call(x, memory, alike), call(x, other, alike), 1e-4):
-        return None
-    return Finding(
-        "roles",
-        "with all values alike, the output still changes with the keys",
-        "keys and values are exchanged, or the weights do not sum to one",
-        "the three projections at the start of forward",
     )
 
 
@@ -602,7 +581,10 @@ def decoder_layer(
     ]
     if mask_name is not None:
         checks += [
-            ("causality", lambda: future_leak(own, call_on, x)),
+            (
+                "causality",
+                lambda: future_leak(own, lambda m, *t: call_on(m)(*t), x),
+            ),
             ("half", lambda: half_overflow(own, lambda m, t, k: call_on(m)(t, k), x)),
         ]
     if memory_mask_name is not None:
