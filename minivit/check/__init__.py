@@ -30,13 +30,9 @@ from .functions import (
     vocabulary,
 )
 from .heads import multi_head_attention
-from .modules import (
-    decoder_layer,
-    encoder_layer,
-    transformer,
-    vit,
-)
+from .modules import transformer, vit
 from .report import Finding, Report
+from .stacks import decoder_layer, encoder_layer
 
 __all__ = [
     "Finding",
