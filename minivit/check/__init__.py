@@ -30,9 +30,10 @@ from .functions import (
     vocabulary,
 )
 from .heads import multi_head_attention
-from .modules import transformer, vit
+from .modules import transformer
 from .report import Finding, Report
 from .stacks import decoder_layer, encoder_layer
+from .vision import vit
 
 __all__ = [
     "Finding",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,9 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .. import vit as _vit
 from ..attention import causal_mask as _causal_mask
-from .footprint import patch_footprints
 from .properties import (
     Masking,
     always_differ,
@@ -22,7 +19,6 @@ from .properties import (
     bounded,
     broken_residual,
     cannot_overfit,
-    change_of,
     changed_at,
     changed_in_place,
     check_means,
@@ -37,7 +33,6 @@ from .properties import (
     leak_finding,
     lost_branch,
     moved_copy,
-    no_activation,
     not_repeatable,
     order_matters,
     place_finding,
@@ -49,7 +44,6 @@ from .properties import (
     unnormalised,
     unreached,
     width_of,
-    without_positions,
     wrong_shape,
 )
 from .report import (
@@ -59,12 +53,9 @@ from .report import (
     checker,
     close,
     differs,
-    max_abs,
-    negligible,
     run,
 )
-from .scores import positions_inside, wrong_scores
-from .stream import broken_stream
+from .scores import wrong_scores
 from .subject import Check, Subject, check, expect
 
 
@@ -250,6 +241,53 @@ class Layer(ModuleSubject):
 def changed_tokens(before: Tensor, after: Tensor) -> Tensor:
     """Which tokens (L,) of outputs (B, L, E) differ in any sample and feature."""
     return differs(before, after).any(-1).any(0)
+
+
+@dataclass
+class Model(ModuleSubject):
+    """A model that turns its `inputs` into logits.
+
+    Checks that several models share stand here; each model lists those that it takes.
+
+    Attributes:
+        inputs: what it is called with.
+        fresh: it is not trained yet.
+        read: the tokens among the inputs that it reads before it says the next.
+    """
+
+    fresh: bool
+    inputs: tuple[Tensor, ...] = field(init=False)
+    read: Tensor | None = field(init=False, default=None)
+    last = ("overfit",)
+
+    def on(self, m: Any, *inputs: Tensor) -> Tensor:
+        return tensor_in(m(*inputs))
+
+    def logits(self) -> Tensor:
+        return self.call(*self.inputs)
+
+    @check("scores")
+    def scores(self) -> Finding | None:
+        """Scores are divided by the root of a head's width; keys share the weights."""
+        return wrong_scores(self.logits)
+
+    @check("logits")
+    def plain_logits(self) -> Finding | None:
+        """No softmax, nor anything else, squashes the logits."""
+        return probabilities(self.logits()) or bounded(
+            self.own, lambda m: self.on(m, *self.inputs)
+        )
+
+    @check("layers")
+    def layers(self) -> Finding | None:
+        """Each layer of a list has weights of its own."""
+        return repeated_layer(self.own)
+
+    @check("first loss")
+    def first_loss(self) -> Finding | None:
+        """Before training, the loss is near that of guessing."""
+        fresh = eval_copy(self.module, dtype_of(self.own))
+        return large_first_loss(self.on(fresh, *self.inputs), self.fresh, self.read)
 
 
 @checker
@@ -479,181 +517,4 @@ def transformer(
             ),
         ],
         last=[("overfit", lambda: cannot_overfit(model, (src, tgt), labels()))],
-    )
-
-
-@checker
-def vit(
-    model: Callable[..., Any],
-    *,
-    image_size: int | tuple[int, int] | None = None,
-    in_channels: int | None = None,
-    num_classes: int | None = None,
-    patch_size: tuple[int, int] | None = None,
-    fresh: bool = True,
-    norm_before_pool: bool | None = None,
-) -> Report:
-    """Check a Vision Transformer, any class of any library.
-
-    Args:
-        model: called with images (B, C, height, width); returns logits (B, K), alone,
-            first in a tuple, or as `.logits`.
-        image_size: side of the images, or (height, width); an attribute if not given.
-        in_channels: C; 3 if neither given nor an attribute.
-        num_classes: K; an attribute if not given.
-        patch_size: (height, width) of its patches, if they are not square.
-        fresh: the model is not trained yet, so that its loss should be near ln K;
-            judged by its weights as they are.
-        norm_before_pool: whether the last normalisation is meant to come before the
-            tokens are pooled (as in the paper) or after; None accepts both.
-
-    Returns:
-        The report.
-
-    Raises:
-        ValueError: a size that is needed is neither given nor to be found.
-    """
-    house = getattr(model, "patch_embed", None)
-    if image_size is None and isinstance(model, _vit.ViT):
-        image_size = model.patch_embed.image_size
-        in_channels, num_classes = (
-            model.patch_embed.in_channels,
-            model.head.out_features,
-        )
-    size = image_size or getattr(model, "image_size", getattr(house, "img_size", None))
-    if size is None:
-        raise ValueError("image_size is needed: the model has no such attribute")
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    channels = in_channels or getattr(model, "in_channels", 3)
-    classes = size_of(model, "num_classes", num_classes)
-    own = moved_copy(model)
-    x = random_input(2, channels, height, width)
-    own, x = in_double(own, lambda m, x: [tensor_in(m(x))], x)
-
-    def call(x: Tensor) -> Tensor:
-        return tensor_in(own(x))
-
-    @functools.cache
-    def footprints() -> tuple[int | None, Finding | None]:
-        return patch_footprints(call, x, patch_size)
-
-    def patches() -> Finding | None:
-        return footprints()[1]
-
-    def positions() -> Finding | None:
-        p = footprints()[0]
-        if p is None or height % p or width % p or height * width == p * p:
-            return None
-        tokens = _vit.patchify(x, p)
-        order = torch.randperm(
-            tokens.size(1), generator=torch.Generator().manual_seed(0)
-        )
-        shuffled = _vit.unpatchify(tokens[:, order], p, (height, width))
-        if not close(call(x), call(shuffled), 1e-5):
-            return None
-        return Finding(
-            "positions",
-            "shuffling the patches changes nothing",
-            "positions are missing, or the same for every patch ([n] instead of [:n])",
-            "where positions are added",
-        )
-
-    def order() -> Finding | None:
-        p = footprints()[0]
-        plain = without_positions(own)
-        if p is None or plain is None:
-            return None
-        tokens = _vit.patchify(x, p)
-        turned = _vit.unpatchify(tokens.flip(1), p, (height, width))
-        if close(tensor_in(plain(x)), tensor_in(plain(turned)), 1e-3):
-            return None
-        if positions_inside(lambda: call(x)):
-            return None  # rotary positions, or relative ones
-        return Finding(
-            "order",
-            "with positions at zero, shuffling the patches still changes the logits",
-            "a reshape mixes tokens with heads: merge heads with transpose and flatten",
-            "the reshapes around the heads",
-        )
-
-    def pixels() -> Finding | None:
-        image = x[:1].clone().requires_grad_()
-        out = call(image)
-        direction = change_of(out)
-        (gradient,) = torch.autograd.grad((out * direction).sum(), image)
-        dead = int(negligible(gradient, max_abs(gradient)).sum())
-        if dead <= image.numel() // 1000:
-            return None
-        return Finding(
-            "pixels",
-            f"{dead} of {image.numel()} pixels do not reach the logits",
-            "patches are left out, or tokens never look at each other, so that the "
-            "head cannot see them (batch_first=True missing?)",
-            "the cutting into patches, the attention, the token that the head reads",
-        )
-
-    def linear() -> Finding | None:
-        plain = without_positions(own, tokens=True)
-        return no_activation(plain, lambda m, sign: tensor_in(m(sign * x)))
-
-    def norm() -> Finding | None:
-        if norm_before_pool is None or not isinstance(own, nn.Module):
-            return None
-        dims: list[int] = []
-        hooks = [
-            m.register_forward_hook(lambda module, args, out: dims.append(out.dim()))
-            for m in own.modules()
-            if "norm" in type(m).__name__.lower()
-        ]
-        call(x)
-        for hook in hooks:
-            hook.remove()
-        if not dims or (dims[-1] == 3) == norm_before_pool:
-            return None
-        return Finding(
-            "norm",
-            "the last normalisation sees pooled tokens (B, E)"
-            if norm_before_pool
-            else "the last normalisation sees all tokens (B, N, E)",
-            "it comes after the pooling, not before"
-            if norm_before_pool
-            else "it comes before the pooling, not after",
-            "the end of forward",
-        )
-
-    labels = torch.arange(len(x)) % classes
-    return run(
-        "vit",
-        [
-            ("shape", lambda: wrong_shape(call(x), (2, classes))),
-            ("in place", lambda: changed_in_place(call, x)),
-            (
-                "repeatable",
-                lambda: not_repeatable(lambda: call(x), lambda: call(x.flip(3)), own),
-            ),
-            ("patches", patches),
-            ("positions", positions),
-            ("order", order),
-            ("pixels", pixels),
-            ("norm", norm),
-            ("batch", lambda: batch_leak(call, x)),
-            ("scores", lambda: wrong_scores(lambda: call(x))),
-            (
-                "logits",
-                lambda: (
-                    probabilities(call(x)) or bounded(own, lambda m: tensor_in(m(x)))
-                ),
-            ),
-            ("layers", lambda: repeated_layer(own)),
-            ("stream", lambda: broken_stream(own, x)),
-            ("activation", linear),
-            ("gradients", lambda: unreached(own, lambda n: call(another(x, n)))),
-            (
-                "first loss",
-                lambda: large_first_loss(
-                    tensor_in(eval_copy(model, x.dtype)(x)), fresh
-                ),
-            ),
-        ],
-        last=[("overfit", lambda: cannot_overfit(model, (x.float(),), labels))],
     )
