@@ -30,8 +30,8 @@ from .functions import (
     vocabulary,
 )
 from .heads import multi_head_attention
-from .modules import transformer
 from .report import Finding, Report
+from .seq2seq import transformer
 from .stacks import decoder_layer, encoder_layer
 from .vision import vit
 

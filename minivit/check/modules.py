@@ -1,4 +1,4 @@
-"""Modules with the user's weights: checked by properties that hold for any weights."""
+"""Modules with the user's weights: what is done to all layers, and to all models."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attention import causal_mask as _causal_mask
 from .properties import (
     Masking,
-    always_differ,
     another,
     batch_leak,
     bounded,
     broken_residual,
-    cannot_overfit,
     changed_at,
     changed_in_place,
     check_means,
@@ -27,19 +25,15 @@ from .properties import (
     future_leak,
     half_overflow,
     hidden_in_maps,
-    house_cached,
     in_double,
     large_first_loss,
-    leak_finding,
     lost_branch,
     moved_copy,
     not_repeatable,
     order_matters,
-    place_finding,
     probabilities,
     random_input,
     repeated_layer,
-    size_of,
     tensor_in,
     unnormalised,
     unreached,
@@ -50,7 +44,6 @@ from .report import (
     MASK_LINE,
     Finding,
     Report,
-    checker,
     close,
     differs,
     run,
@@ -288,233 +281,3 @@ class Model(ModuleSubject):
         """Before training, the loss is near that of guessing."""
         fresh = eval_copy(self.module, dtype_of(self.own))
         return large_first_loss(self.on(fresh, *self.inputs), self.fresh, self.read)
-
-
-@checker
-def transformer(
-    model: nn.Module,
-    *,
-    src_vocab_size: int | None = None,
-    tgt_vocab_size: int | None = None,
-    pad_id: int = 0,
-    fresh: bool = True,
-    cached: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> Report:
-    """Check a sequence-to-sequence Transformer, any class.
-
-    Args:
-        model: called as model(src, tgt) with token ids (B, S) and (B, L); returns
-            logits (B, L, V), alone, first in a tuple, or as `.logits`.
-        src_vocab_size: number of source tokens; an attribute of the model if not given.
-        tgt_vocab_size: V; an attribute of the model if not given.
-        pad_id: id of the padding.
-        fresh: the model is not trained yet, so that its loss should be near ln V;
-            judged by its weights as they are.
-        cached: called as cached(src, tgt), returns the logits (B, L, V) as step-by-step
-            decoding with the model's cache computes them. Models with `encode`,
-            `decode(…, cache=…)` and `new_cache` as the house's need none.
-
-    Returns:
-        The report.
-
-    Raises:
-        ValueError: a size that is needed is neither given nor an attribute.
-    """
-    src_vocab = size_of(model, "src_vocab_size", src_vocab_size)
-    vocab = size_of(model, "tgt_vocab_size", tgt_vocab_size)
-    own = moved_copy(model)
-    usable = torch.tensor([i for i in range(min(src_vocab, vocab)) if i != pad_id])
-    g = torch.Generator().manual_seed(0)
-
-    def ids(*shape: int) -> Tensor:
-        return usable[torch.randint(len(usable), shape, generator=g)]
-
-    src, tgt = ids(3, 6), ids(3, 5)
-    src[:, 1] = usable[1]
-    src[:, 2] = usable[2]
-    tgt[:, 0], tgt[:, 1], tgt[:, 2] = usable[0], usable[1], usable[2]
-
-    def trial(m: Any) -> list[Tensor]:
-        longer = torch.cat([src, torch.full((3, 2), pad_id)], dim=1)
-        return [tensor_in(m(src, tgt)), tensor_in(m(longer, tgt))]
-
-    (own,) = in_double(own, trial)
-
-    def call(src: Tensor, tgt: Tensor) -> Tensor:
-        return tensor_in(own(src, tgt))
-
-    def shifted(tokens: Tensor, column: int) -> Tensor:
-        other = tokens.clone()
-        place = torch.searchsorted(usable, other[:, column].contiguous())
-        other[:, column] = usable[(place + 1) % len(usable)]
-        return other
-
-    def causality() -> Finding | None:
-        for training in (False, True):
-            for t in (4, 2):
-
-                def past(m: Any, tgt: Tensor, t: int = t) -> Tensor:
-                    return tensor_in(m(src, tgt))[:, :t]
-
-                if always_differ(past, own, tgt, shifted(tgt, t), training):
-                    return leak_finding(training)
-        late = call(src, shifted(tgt, 1))[:, -1]
-        if close(late, call(src, tgt)[:, -1], 1e-6):
-            return Finding(
-                "causality",
-                "the last logits do not change with an earlier target token",
-                "the mask hides the past (inverted polarity), or targets do not attend",
-                MASK_LINE,
-            )
-        return None
-
-    def order(which: str) -> Finding | None:
-        swapped = [0, 2, 1, 3, 4]
-        if which == "target":
-            a, b = call(src, tgt)[:, -1], call(src, tgt[:, swapped])[:, -1]
-        else:
-            a, b = call(src, tgt), call(src[:, [*swapped, 5]], tgt)
-        if not close(a, b, 1e-6):
-            return None
-        return Finding(
-            f"{which} order",
-            f"exchanging two {which} tokens changes nothing",
-            "positions are missing, the same for all tokens, or run over the batch",
-            f"where positions are added to the {which}",
-        )
-
-    def encoded(src: Tensor) -> Tensor | None:
-        try:
-            return own.encode(src)
-        except (AttributeError, TypeError):
-            return None  # no such method, or one with other arguments
-
-    def source_used() -> Finding | None:
-        if not close(call(src, tgt), call(shifted(src, 3), tgt), 1e-6):
-            a, b = encoded(src), encoded(shifted(src, 3))
-            if a is None or b is None or not close(a[:, 0], b[:, 0], 1e-6):
-                return None
-            return Finding(
-                "source",
-                "what the encoder says of a token does not change with a later one",
-                "the encoder is causal, or its tokens do not look at each other",
-                "the mask that the encoder gets",
-            )
-        return Finding(
-            "source",
-            "the logits do not change with the source",
-            "there is no cross-attention, or its mask hides everything",
-            "the decoder's second attention",
-        )
-
-    def padding() -> Finding | None:
-        plain = call(src, tgt)
-
-        def with_fill(token: int) -> Tensor:
-            return torch.cat([src, torch.full((3, 2), token)], dim=1)
-
-        if close(plain, call(with_fill(pad_id), tgt), 1e-4):
-            return None
-        for other in usable.tolist()[:40]:
-            if close(plain, call(with_fill(other), tgt), 1e-4):
-                return Finding(
-                    "padding",
-                    f"token {other} is ignored, padding (pad_id={pad_id}) is not",
-                    "the mask compares with the wrong id",
-                    "where the padding mask is made",
-                )
-        cause = "padding in the source is not hidden from the encoder or the decoder"
-        memory, longer = encoded(src), encoded(with_fill(pad_id))
-        if memory is not None and longer is not None:
-            longer = longer[:, : src.size(1)]
-            cause = (
-                "the cross-attention looks at the source's padding"
-                if close(memory, longer, 1e-4)
-                else "the encoder looks at the source's padding (or the mask hides "
-                "rows instead of columns)"
-            )
-        return Finding(
-            "padding",
-            "appending padding to the source changes the logits",
-            cause,
-            "the padding mask and where it is handed over",
-        )
-
-    def target_padding() -> Finding | None:
-        longer = torch.cat([tgt, torch.full((3, 2), pad_id)], dim=1)
-        if close(call(src, tgt), call(src, longer)[:, : tgt.size(1)], 1e-4):
-            return None
-        return Finding(
-            "target padding",
-            "appending padding to the target changes the logits before it",
-            "earlier positions see the padding",
-            "the target's masks",
-        )
-
-    def batch() -> Finding | None:
-        alike = call(src[:1].expand_as(src), tgt[:1].expand_as(tgt))
-        if not close(alike, alike[:1].expand_as(alike), 1e-4):
-            return place_finding()
-        return batch_leak(
-            lambda t: call(src, t), tgt, shifted(tgt, 1), alone=False
-        ) or batch_leak(lambda s: call(s, tgt), src, shifted(src, 1), alone=False)
-
-    def decoding() -> Finding | None:
-        step = cached or house_cached(own)
-        if step is None or close(step(src, tgt), call(src, tgt), 1e-4):
-            return None
-        got, want = step(src, tgt), call(src, tgt)
-        first = bool(close(got[:, 0], want[:, 0], 1e-4))
-        return Finding(
-            "cache",
-            "cached decoding gives other logits than reading the whole target"
-            + (", from the second token on" if first else ""),
-            "each new token is put at position 0, or the cache misses keys"
-            if first
-            else "the cached path computes something else",
-            "the position of the new token, and what the cache keeps",
-        )
-
-    def labels() -> Tensor:
-        return ids(3, 5)
-
-    def on_other_tokens(number: int) -> Tensor:
-        return call(src, tgt) if number == 0 else call(ids(32, 6), ids(32, 5))
-
-    return run(
-        "transformer",
-        [
-            ("shape", lambda: wrong_shape(call(src, tgt), (3, 5, vocab))),
-            (
-                "repeatable",
-                lambda: not_repeatable(
-                    lambda: call(src, tgt), lambda: call(src, labels()), own
-                ),
-            ),
-            ("causality", causality),
-            ("source", source_used),
-            ("source order", lambda: order("source")),
-            ("target order", lambda: order("target")),
-            ("padding", padding),
-            ("target padding", target_padding),
-            ("batch", batch),
-            ("scores", lambda: wrong_scores(lambda: call(src, tgt))),
-            ("cache", decoding),
-            (
-                "logits",
-                lambda: (
-                    probabilities(call(src, tgt))
-                    or bounded(own, lambda m: tensor_in(m(src, tgt)))
-                ),
-            ),
-            ("layers", lambda: repeated_layer(own)),
-            ("gradients", lambda: unreached(own, on_other_tokens, tables=False)),
-            (
-                "first loss",
-                lambda: large_first_loss(
-                    tensor_in(eval_copy(model, dtype_of(own))(src, tgt)), fresh, tgt
-                ),
-            ),
-        ],
-        last=[("overfit", lambda: cannot_overfit(model, (src, tgt), labels()))],
-    )
