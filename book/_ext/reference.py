@@ -166,10 +166,12 @@ def to_rst(text, link, where):
 
 
 def comment(module, name):
-    """The comment above a constant."""
+    """The comment above a constant, here or in the file that it is imported from."""
     source = inspect.getsource(importlib.import_module(module))
-    found = re.search(rf"((?:^#.*\n)+){name}\b", source, re.M)
-    return re.sub(r"^# ?", "", found[1], flags=re.M) if found else ""
+    if found := re.search(rf"((?:^#.*\n)+){name}\b", source, re.M):
+        return re.sub(r"^# ?", "", found[1], flags=re.M)
+    below = re.search(rf"^from \.(\w+) import \([^)]*\b{name}\b", source, re.M)
+    return comment(f"{module}.{below[1]}", name) if below else ""
 
 
 def letters(text):

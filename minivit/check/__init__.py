@@ -30,14 +30,11 @@ from .functions import (
     sinusoidal_positions,
     vocabulary,
 )
-from .modules import (
-    decoder_layer,
-    encoder_layer,
-    multi_head_attention,
-    transformer,
-    vit,
-)
+from .heads import multi_head_attention
 from .report import Finding, Report
+from .seq2seq import transformer
+from .stacks import decoder_layer, encoder_layer
+from .vision import vit
 
 __all__ = [
     "CATALOGUE",

@@ -13,7 +13,7 @@ from .. import check
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one checker; 0 if nothing is wrong, 1 otherwise."""
-    checkers = [name for name in check.__all__ if name not in ("Finding", "Report")]
+    checkers = [name for name in check.__all__ if name.islower()]
     parser = argparse.ArgumentParser(
         prog="python -m minivit.check",
         description="Check a function, or a class that is built with --kwargs first.",

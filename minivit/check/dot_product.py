@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -202,13 +203,9 @@ class Attention(Subject):
     @check("half")
     def half(self) -> None:
         """In half precision a masked output stays finite."""
+        call = partial(self.call, mask=self.mask)
         for dtype in (torch.float16, torch.bfloat16):
-            output = in_half(
-                lambda _, q, k, v: self.call(q, k, v, self.mask)[0],
-                None,
-                *self.inputs,
-                dtype=dtype,
-            )
+            output = in_half(lambda _, *x: call(*x)[0], None, *self.inputs, dtype=dtype)
             expect(
                 bool(output.isfinite().all()),
                 f"the output under a mask is not finite in {dtype}",
@@ -355,7 +352,7 @@ def variant(
     return fn
 
 
-RIGHT = Mistake("", "", "", "", lambda q, k, v, m=None: _attend(q, k, v, mask=m))
+RIGHT = Mistake("", "", "", "", lambda q, k, v, mask=None: _attend(q, k, v, mask=mask))
 UNKNOWN = Mistake(
     "values",
     "outputs differ from softmax(Q Kᵀ / √d) V and from every known mistake",
@@ -453,15 +450,22 @@ def other_scales() -> Iterator[Mistake]:
             )
 
 
-def masked_by(fill: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
+def with_mask(change: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
+    """Build attention that looks through another mask than the one it was given."""
+
+    def fn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Any:
+        return _attend(q, k, v, mask=None if mask is None else change(mask))
+
+    return fn
+
+
+def with_weights(weigh: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
     """Build attention that makes its weights of scores and mask in another way."""
 
-    def fn(
-        q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def fn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Any:
         if mask is None:
             return _attend(q, k, v)
-        weights = fill(q @ k.transpose(-2, -1) / math.sqrt(q.size(-1)), mask)
+        weights = weigh(q @ k.transpose(-2, -1) / math.sqrt(q.size(-1)), mask)
         return weights @ v, weights
 
     return fn
@@ -472,28 +476,28 @@ MASK_MISTAKES = [
     for what, (cause, fn) in {
         "match an inverted mask": (
             "True hides a key here; it must let the query look",
-            lambda q, k, v, m=None: _attend(q, k, v, mask=m if m is None else ~m),
+            with_mask(torch.logical_not),
         ),
         "do not change with the mask": (
             "the mask is never used",
-            lambda q, k, v, m=None: _attend(q, k, v),
+            with_mask(lambda m: None),
         ),
         "match weights · mask, rows no longer summing to one": (
             "the mask is applied after the softmax instead of before",
-            masked_by(lambda scores, m: scores.softmax(-1) * m),
+            with_weights(lambda scores, m: scores.softmax(-1) * m),
         ),
         "match scores in which hidden keys are 0, or as good as 0": (
             "the scores are multiplied by the mask, or filled with a tiny number such "
             "as 1e-9 instead of a very negative one; e⁰ = 1 is not nothing",
-            masked_by(lambda scores, m: (scores * m).softmax(-1)),
+            with_weights(lambda scores, m: (scores * m).softmax(-1)),
         ),
         "match the first sample's mask, used for the whole batch": (
             "the mask loses its batch axis",
-            lambda q, k, v, m=None: _attend(q, k, v, mask=m if m is None else m[:1]),
+            with_mask(lambda m: m[:1]),
         ),
         "match scores to which the mask was added": (
             "True and False were added as 1 and 0",
-            masked_by(lambda scores, m: (scores + m).softmax(-1)),
+            with_weights(lambda scores, m: (scores + m).softmax(-1)),
         ),
     }.items()
 ]

@@ -207,23 +207,20 @@ class SinusoidalPositions(Subject):
 
 def norm(
     over: tuple[int, ...] = (-1,),
-    *,
     unbiased: bool = False,
-    outside: bool = False,
-    root: bool = True,
+    root: Callable[[Tensor, float], Tensor] = lambda var, eps: (var + eps).sqrt(),
 ) -> Callable[..., Tensor]:
-    """Build a normalisation over some axes, with eps outside the root or without it."""
+    """Build a normalisation with one step replaced."""
 
     def fn(x: Tensor, eps: float = 1e-5) -> Tensor:
-        mean = x.mean(over, keepdim=True)
         variance = x.var(over, keepdim=True, unbiased=unbiased)
-        if not root:
-            return (x - mean) / (variance + eps)
-        if outside:
-            return (x - mean) / (variance.sqrt() + eps)
-        return (x - mean) / (variance + eps).sqrt()
+        return (x - x.mean(over, keepdim=True)) / root(variance, eps)
 
     return fn
+
+
+def outside(variance: Tensor, eps: float) -> Tensor:
+    return variance.sqrt() + eps
 
 
 ROOT, AXIS, AXES = (
@@ -236,13 +233,13 @@ LAYER_NORM_MISTAKES = [
     Mistake("values", "outputs differ from nn.LayerNorm", cause, look_at, fn)
     for cause, (look_at, fn) in {
         "the deviation is the unbiased one (divided by E - 1), and eps stands outside "
-        "the root": (ROOT, norm(unbiased=True, outside=True)),
+        "the root": (ROOT, norm(unbiased=True, root=outside)),
         "the variance is the unbiased one, divided by E - 1 instead of E": (
             "var or std: unbiased=False",
             norm(unbiased=True),
         ),
-        "eps is added to the deviation, outside the root": (ROOT, norm(outside=True)),
-        "the square root of the variance is missing": (ROOT, norm(root=False)),
+        "eps is added to the deviation, outside the root": (ROOT, norm(root=outside)),
+        "the square root of the variance is missing": (ROOT, norm(root=torch.add)),
         "mean and variance are taken over tokens and features together": (
             AXES,
             norm((1, 2)),

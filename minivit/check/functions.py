@@ -20,8 +20,8 @@ from .masks import (
     padding_mask,
 )
 
-#: The known mistakes of each subject: what is said of them, and a function that makes
-#: each, to be called like the one under test.
+# The known mistakes of each subject: what is said of them, and a function that makes
+# each, to be called like the one under test.
 CATALOGUE = {
     "attention": [*ATTENTION_MISTAKES, *MASK_MISTAKES],
     "causal_mask": CAUSAL_MASK_MISTAKES,

@@ -61,9 +61,7 @@ CAUSAL_MASK_MISTAKES = [
         "a query does not see itself": lambda n: _causal_mask(n).tril(-1),
         "one token of the future is visible": lambda n: torch.ones(n, n).tril(1).bool(),
         "everything is visible": lambda n: torch.ones(n, n).bool(),
-        "the past is hidden, and the query sees the future only": (
-            lambda n: torch.zeros(n, n).bool()
-        ),
+        "everything is hidden": lambda n: torch.zeros(n, n).bool(),
     }.items()
 ]
 

@@ -1,392 +1,234 @@
-"""Modules with the user's weights: checked by properties that hold for any weights."""
+"""Modules with the user's weights: what is done to all layers, and to all models."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import vit as _vit
 from ..attention import causal_mask as _causal_mask
-from .footprint import patch_footprints
-from .identity import wrong_heads
 from .properties import (
     Masking,
-    always_differ,
     another,
     batch_leak,
     bounded,
     broken_residual,
-    cannot_overfit,
-    change_of,
+    changed_at,
     changed_in_place,
     check_means,
     dtype_of,
     eval_copy,
-    flip,
     future_leak,
     half_overflow,
     hidden_in_maps,
-    house_cached,
     in_double,
     large_first_loss,
-    leak_finding,
     lost_branch,
-    mask_finding,
     moved_copy,
-    no_activation,
     not_repeatable,
     order_matters,
-    place_finding,
     probabilities,
     random_input,
     repeated_layer,
-    shown_weights,
-    size_of,
     tensor_in,
     unnormalised,
     unreached,
     width_of,
-    without_positions,
     wrong_shape,
 )
 from .report import (
     MASK_LINE,
-    SOFTMAX_LINE,
     Finding,
     Report,
-    checker,
     close,
     differs,
-    max_abs,
-    negligible,
     run,
 )
-from .scores import positions_inside, without_projection, wrong_scores
-from .stream import broken_stream
+from .scores import wrong_scores
+from .subject import Check, Subject, check, expect
 
 
-@checker
-def multi_head_attention(
-    module: nn.Module,
-    *,
-    embed_dim: int | None = None,
-    num_heads: int | None = None,
-    arguments: str = "query key value",
-    mask_name: str | None = "mask",
-    mask_means: str = "look",
-    mask_dims: int = 2,
-    causal: bool = False,
-    batch_first: bool = True,
-    weights: Callable[..., Tensor] | None = None,
-) -> Report:
-    """Check a multi-head attention, any class with any weights.
+@dataclass
+class ModuleSubject(Subject):
+    """A module under test, and a copy of it, with which checks do as they like.
 
-    Args:
-        module: called with (B, L, E), (B, S, E), (B, S, E); returns (B, L, E), alone
-            or first in a tuple.
-        embed_dim: E; read from the module's attribute if not given.
-        num_heads: H; read from the module's attribute if not given.
-        arguments: order of its inputs, as "query key value"; "x" for self-attention.
-        mask_name: name of its mask argument; None if it has none.
-        mask_means: "look" if True lets a query see a key, "hide" if it hides it, "add"
-            for a float mask, 0 or -inf, that is added to the scores.
-        mask_dims: 2 for a mask (L, S), 3 for (B, L, S), 4 for (B, 1, L, S).
-        causal: it hides the future by itself.
-        batch_first: False if it takes (L, B, E).
-        weights: called as weights(x, mask), returns maps (B, H, L, L), if the class can
-            show them; by default `module.attend` of the house is used where it exists.
-
-    Returns:
-        The report.
-
-    Raises:
-        ValueError: a size that is needed is neither given nor an attribute.
+    Attributes:
+        module: the user's, which stays as it is.
+        own: the copy, with other weights, in float64 where that can be.
+        needs: names of checks, and the option without which they are left out.
+        last: names of checks that run only if nothing was found before.
     """
-    check_means(mask_means)
-    dim = size_of(module, "embed_dim", embed_dim)
-    heads = size_of(module, "num_heads", num_heads)
-    own = moved_copy(module)
-    names, masking = arguments.split(), Masking(mask_means, mask_dims)
 
-    def call_on(m: Any) -> Callable[..., Tensor]:
-        def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-            given = {"query": q, "key": k, "value": v, "x": q}
-            inputs = [flip(given[name], batch_first) for name in names]
-            extra = masking.argument(mask_name, mask, m, q, k.size(1))
-            return flip(tensor_in(m(*inputs, **extra)), batch_first)
+    module: Any
+    own: Any = field(init=False)
+    needs: ClassVar[dict[str, str]] = {}
+    last: ClassVar[tuple[str, ...]] = ()
 
-        return call
+    def on(self, m: Any, *inputs: Any, **options: Any) -> Tensor:
+        """Call a copy of the module."""
+        raise NotImplementedError
 
-    def trial(m: Any, x: Tensor, memory: Tensor) -> list[Tensor]:
-        mask = None if mask_name is None else _causal_mask(5)
-        return [call_on(m)(x, x, x), call_on(m)(x, x, x, mask)]
+    def call(self, *inputs: Any, **options: Any) -> Tensor:
+        return self.on(self.own, *inputs, **options)
 
-    x, memory = random_input(3, 5, dim), random_input(3, 7, dim)
-    own, x, memory = in_double(own, trial, x, memory)
-    call = call_on(own)
-
-    def call_on_self(m: Any) -> Callable[..., Tensor]:
-        return lambda x, mask=None: call_on(m)(x, x, x, mask)
-
-    self_call = call_on_self(own)
-
-    cross = "key" in names
-
-    def values() -> Finding | None:
-        return wrong_heads(own, call_on, dim, heads)
-
-    def output_projection() -> Finding | None:
-        if heads == 1 or not without_projection(lambda: self_call(x)):
-            return None  # one head needs none: its value projection does as well
-        return Finding(
-            "projection",
-            "no product comes after the weights have met the values",
-            "the output projection is missing: heads never mix",
-            "the last line of forward",
-        )
-
-    def doubled() -> Finding | None:
-        twice = torch.cat([memory, memory], dim=1)
-        if cross:
-            a, b = call(x, memory, memory), call(x, twice, twice)
-        else:
-            a, b = self_call(memory), self_call(twice)[:, : memory.size(1)]
-        if close(a, b, 1e-4) or positions_inside(lambda: self_call(x)) or causal:
-            return None
-        return Finding(
-            "softmax",
-            "giving every key and value twice changes the output",
-            "the weights of a query do not sum to one over the keys: no softmax, or "
-            "over another axis than the keys",
-            SOFTMAX_LINE,
-        )
-
-    def queries_apart() -> Finding | None:
-        if not cross:
-            return None
-        other = x.clone()
-        other[:, 2:] += change_of(other[:, 2:])
-        before, after = call(x, memory, memory), call(other, memory, memory)
-        if before.shape != x.shape:
-            return wrong_shape(before, tuple(x.shape))
-        if close(before[:, :2], after[:, :2]):
-            return None if causal else roles(names, call, x, memory)
-        return Finding(
-            "queries",
-            "a query's output changes when another query changes",
-            "the softmax runs over the queries, or a reshape mixes positions",
-            SOFTMAX_LINE + ", and every reshape",
-        )
-
-    def hidden() -> Finding | None:
-        return hidden_key(self_call, x) or (
-            mixed_samples(self_call, x) if mask_dims > 2 else None
-        )
-
-    def maps() -> Finding | None:
-        extra = masking.argument(mask_name, _causal_mask(5), own, x, 5)
-        if weights is not None:
-            return hidden_in_maps(weights(x, *extra.values()))
-        if names != ["query", "key", "value"] or not batch_first:
-            return None
-        return hidden_in_maps(shown_weights(own, x, extra))
-
-    checks = [
-        ("shape", lambda: wrong_shape(self_call(x), (3, 5, dim))),
-        ("in place", lambda: changed_in_place(self_call, x)),
-        (
-            "repeatable",
-            lambda: not_repeatable(lambda: self_call(x), lambda: self_call(x * 2), own),
-        ),
-        ("values", values),
-        ("projection", output_projection),
-        ("scores", lambda: wrong_scores(lambda: self_call(x))),
-        ("softmax", doubled),
-        ("queries", queries_apart),
-        ("batch", lambda: batch_leak(self_call, x)),
-        ("order", lambda: order_matters(self_call, x)),
-        ("built-in mask", lambda: built_in_mask(self_call, x, causal)),
-        (
-            "gradients",
-            lambda: unreached(own, lambda n: self_call(another(x, n)), part=16),
-        ),
-    ]
-    if mask_name is not None:
-        checks += [
-            ("mask", hidden),
-            ("causality", lambda: future_leak(own, call_on_self, x)),
-            (
-                "half",
-                lambda: half_overflow(own, lambda m, t, k: call_on_self(m)(t, k), x),
-            ),
-            ("map", maps),
+    def report(self) -> Report:
+        """Run all checks that the options allow."""
+        checks = [
+            (c.name, partial(c.finding, self))
+            for c in vars(type(self)).values()
+            if isinstance(c, Check)
+            and getattr(self, self.needs.get(c.name, "name")) is not None
         ]
-    return run("multi_head_attention", checks)
+        last = [row for row in checks if row[0] in self.last]
+        return run(self.name, [row for row in checks if row not in last], last)
 
 
-@checker
-def encoder_layer(
-    layer: nn.Module,
-    *,
-    embed_dim: int | None = None,
-    mask_name: str | None = "mask",
-    mask_means: str = "look",
-    mask_dims: int = 2,
-    padding_name: str | None = None,
-    causal: bool = False,
-    batch_first: bool = True,
-    maps: Callable[..., Tensor] | None = None,
-) -> Report:
-    """Check an encoder layer, pre- or post-norm, any class with any weights.
+@dataclass
+class Layer(ModuleSubject):
+    """A layer that turns tokens (B, L, E) into tokens, by attention.
 
-    Args:
-        layer: called with (B, L, E), returns the same, alone or first in a tuple.
-        embed_dim: E; found in its parameters if not given.
-        mask_name: name of its mask argument; None if it has none.
-        mask_means: "look" if True lets a query see a key, "hide" if it hides it, "add"
-            for a float mask, 0 or -inf, that is added to the scores.
-        mask_dims: 2 for a mask (L, L), 3 for (B, L, L), 4 for (B, 1, L, L).
-        padding_name: name of its argument for a bool mask (B, L), True = padding.
-        causal: it hides the future by itself.
-        batch_first: False if it takes (L, B, E).
-        maps: called as maps(x, mask), returns its attention maps (B, H, L, L).
+    Checks that several layers share stand here; each layer lists those that it takes.
 
-    Returns:
-        The report.
-
-    Raises:
-        ValueError: E is neither given nor to be found.
+    Attributes:
+        x: tokens (3, 5, E).
+        memory: other tokens (3, 7, E).
     """
-    check_means(mask_means)
-    own = moved_copy(layer)
-    dim = embed_dim or width_of(layer)
-    masking = Masking(mask_means, mask_dims)
 
-    def call_on(m: Any) -> Callable[..., Tensor]:
-        def call(x: Tensor, mask: Tensor | None = None) -> Tensor:
-            extra = masking.argument(mask_name, mask, m, x, x.size(1))
-            return flip(tensor_in(m(flip(x, batch_first), **extra)), batch_first)
+    embed_dim: int | None
+    mask_name: str | None
+    mask_means: str
+    mask_dims: int
+    batch_first: bool
+    causal: bool = False
+    maps: Callable[..., Tensor] | None = None
+    needs: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("mask", "causality", "half", "map"), "mask_name"),
+        "padding": "padding_name",
+        "memory mask": "memory_mask_name",
+    }
+    part: ClassVar[int] = 4  # of the rows of a map, 1 / part may get no gradient
 
-        return call
+    def __post_init__(self) -> None:
+        check_means(self.mask_means)
+        own = moved_copy(self.module)
+        self.dim = self.embed_dim or width_of(self.module)
+        self.masking = Masking(self.mask_means, self.mask_dims)
+        inputs = random_input(3, 5, self.dim), random_input(3, 7, self.dim)
+        self.own, self.x, self.memory = in_double(own, self.trial, *inputs)
 
-    pads = torch.zeros(3, 5, dtype=torch.bool)
-    pads[0, 3:], pads[1, 4:] = True, True
+    def trial(self, m: Any, x: Tensor, memory: Tensor) -> list[Tensor]:
+        """Call a copy in every way that the checks will."""
+        return [self.on(m, x), self.on(m, x, _causal_mask(5))]
 
-    def pad_on(m: Any, x: Tensor) -> Tensor:
-        given = {padding_name or "": pads}
-        return flip(tensor_in(m(flip(x, batch_first), **given)), batch_first)
+    def masked(self, m: Any, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """Make the argument for a mask of tokens that look at each other."""
+        return self.masking.argument(self.mask_name, mask, m, x, x.size(1))
 
-    def trial(m: Any, x: Tensor) -> list[Tensor]:
-        mask = None if mask_name is None else _causal_mask(5)
-        padded = [] if padding_name is None else [pad_on(m, x)]
-        return [call_on(m)(x), call_on(m)(x, mask), *padded]
+    def shown(self, masked: dict[str, Tensor]) -> Tensor | None:
+        """The maps (B, H, L, L) that a layer shows without being told how."""
+        return None
 
-    own, x = in_double(own, trial, random_input(3, 5, dim))
-    call = call_on(own)
+    @check("shape")
+    def shape(self) -> Finding | None:
+        """Tokens come out as wide as they went in."""
+        return wrong_shape(self.call(self.x), (3, 5, self.dim))
 
-    def alone() -> Finding | None:
-        mask = torch.eye(5, dtype=torch.bool)
-        other = x.clone()
-        other[:, 3] += change_of(other[:, 3])
+    @check("in place")
+    def untouched(self) -> Finding | None:
+        """The input stays as it is."""
+        return changed_in_place(self.call, self.x)
 
-        def reaches_others(mask: Tensor) -> bool:
-            changed = changed_tokens(call(x, mask), call(other, mask))
-            return bool(changed[[0, 1, 2, 4]].any())
+    @check("repeatable")
+    def repeatable(self) -> Finding | None:
+        """The same again gives the same, also after another call."""
+        x = self.x
+        return not_repeatable(lambda: self.call(x), lambda: self.call(x * 2), self.own)
 
-        hidden, visible = not reaches_others(mask), reaches_others(~mask)
-        return mask_finding(torch.tensor(hidden), torch.tensor(visible)) or (
-            mixed_samples(call, x) if mask_dims > 2 else None
+    @check("residual")
+    def residual(self) -> Finding | None:
+        """The input passes, and what each branch makes is added to it."""
+        return (
+            broken_residual(self.own, self.on, self.x)
+            or lost_branch(self.own, self.on, self.x)
+            or unnormalised(self.own, self.on, self.x)
         )
 
-    def padding() -> Finding | None:
-        other = torch.where(pads[..., None], x + change_of(x), x)
-        seen = x.clone()
-        seen[:, 0] += change_of(seen[:, 0])
-        out = pad_on(own, x)
-        hidden = close(out[~pads], pad_on(own, other)[~pads], 1e-4)
-        changes = differs(out, pad_on(own, seen))[:, 1:3].flatten(1).any(1)  # (B,)
-        finding = mask_finding(torch.tensor(hidden), changes)
-        return finding and replace(finding, check="padding")
+    @check("scores")
+    def scores(self) -> Finding | None:
+        """Scores are divided by the root of a head's width; keys share the weights."""
+        return wrong_scores(lambda: self.call(self.x))
 
-    def attends() -> Finding | None:
-        other = x.clone()
-        other[:, 3] += change_of(other[:, 3])
-        changed = changed_tokens(call(x), call(other))
-        if bool(changed[3 if causal else 0 :].all()):
-            return built_in_mask(call, x, causal)
-        if bool(changed[4:].all()):
-            return built_in_mask(call, x, causal)
-        return Finding(
-            "attention",
-            "a token does not change when another one changes",
-            "tokens do not look at each other",
-            "the call of the attention",
+    @check("batch")
+    def batch(self) -> Finding | None:
+        """A sample depends on no other, nor on its place."""
+        return batch_leak(self.call, self.x)
+
+    @check("order")
+    def order(self) -> Finding | None:
+        """Reordering the tokens reorders the output, and does no more."""
+        return order_matters(self.call, self.x)
+
+    @check("gradients")
+    def gradients(self) -> Finding | None:
+        """Every weight gets a gradient."""
+        x = self.x
+        return unreached(self.own, lambda n: self.call(another(x, n)), part=self.part)
+
+    @check("causality")
+    def causality(self) -> Finding | None:
+        """Under a causal mask the past does not change with the future."""
+        return future_leak(self.own, self.on, self.x)
+
+    @check("half")
+    def half(self) -> Finding | None:
+        """In half precision a masked output stays finite."""
+        return half_overflow(self.own, self.on, self.x)
+
+    @check("map")
+    def map(self) -> Finding | None:
+        """Maps, if it shows them, are zero where the mask hides."""
+        masked = self.masked(self.own, self.x, _causal_mask(5))
+        if self.maps is None:
+            return hidden_in_maps(self.shown(masked))
+        return hidden_in_maps(self.maps(self.x, *masked.values()))
+
+    @torch.no_grad()
+    def see_all(self) -> None:
+        """The first tokens see the last, unless the layer is causal."""
+        sees = changed_tokens(
+            self.call(self.x), self.call(changed_at(self.x, slice(3, None)))
+        )[:3]
+        expect(
+            not bool(sees.any()) if self.causal else bool(sees.all()),
+            "a token sees later ones"
+            if self.causal
+            else "tokens do not see all later ones",
+            "the mask that should hide the future does not"
+            if self.causal
+            else "a mask is built in although none was asked for (or say causal=True)",
+            MASK_LINE,
+            check="built-in mask",
         )
 
-    def seen() -> Finding | None:
-        if maps is None:
-            return None
-        extra = masking.argument(mask_name, _causal_mask(5), own, x, 5)
-        return hidden_in_maps(maps(x, *extra.values()))
-
-    checks = [
-        ("shape", lambda: wrong_shape(call(x), (3, 5, dim))),
-        ("in place", lambda: changed_in_place(call, x)),
-        (
-            "repeatable",
-            lambda: not_repeatable(lambda: call(x), lambda: call(x * 2), own),
-        ),
-        ("attention", attends),
-        ("residual", lambda: branches(own, call_on, x)),
-        (
-            "activation",
-            lambda: no_activation(own, lambda m, sign: call_on(m)(sign * x)),
-        ),
-        ("scores", lambda: wrong_scores(lambda: call(x))),
-        ("batch", lambda: batch_leak(call, x)),
-        ("order", lambda: order_matters(call, x)),
-        ("gradients", lambda: unreached(own, lambda n: call(another(x, n)), part=4)),
-    ]
-    if mask_name is not None:
-        checks += [
-            ("mask", alone),
-            ("causality", lambda: future_leak(own, call_on, x)),
-            ("half", lambda: half_overflow(own, lambda m, t, k: call_on(m)(t, k), x)),
-            ("map", seen),
-        ]
-    if padding_name is not None:
-        checks.append(("padding", padding))
-    return run("encoder_layer", checks)
-
-
-def branches(
-    own: Any, call_on: Callable[[Any], Callable[..., Tensor]], x: Tensor
-) -> Finding | None:
-    """Look at the residual connections: what passes, what is added, what is lost."""
-
-    def call(m: Any, t: Tensor) -> Tensor:
-        return call_on(m)(t)
-
-    return (
-        broken_residual(own, call, x)
-        or lost_branch(own, call, x)
-        or unnormalised(own, call, x)
-    )
-
-
-def hidden_key(call: Callable[..., Tensor], x: Tensor) -> Finding | None:
-    mask = torch.ones(5, 5, dtype=torch.bool)
-    mask[:, 3] = False
-    mask[3, 3] = True
-    other = x.clone()
-    other[:, 3] += change_of(other[:, 3])
-    changed = changed_tokens(call(x, mask), call(other, mask))
-    return mask_finding(~changed[[0, 1, 2, 4]], changed[3])
+    @torch.no_grad()
+    def own_masks(self) -> None:
+        """A sample with a mask of its own gives the same in a batch as alone."""
+        x, mask = self.x, torch.ones(3, 5, 5, dtype=torch.bool)
+        mask[0, :, 3:], mask[1, :, :2] = False, False
+        together = self.call(x, mask)
+        alone = [self.call(x[b : b + 1], mask[b : b + 1])[0] for b in range(3)]
+        expect(
+            close(together, torch.stack(alone), 1e-4),
+            "with a mask of its own a sample gives something else in a batch than "
+            "alone",
+            "masks meet heads of other samples (repeat where repeat_interleave "
+            "belongs), or all use one sample's mask",
+            "where the mask is expanded over the heads",
+        )
 
 
 def changed_tokens(before: Tensor, after: Tensor) -> Tensor:
@@ -394,624 +236,48 @@ def changed_tokens(before: Tensor, after: Tensor) -> Tensor:
     return differs(before, after).any(-1).any(0)
 
 
-@torch.no_grad()
-def mixed_samples(call: Callable[..., Tensor], x: Tensor) -> Finding | None:
-    """Give each sample a mask of its own, and alone the same."""
-    mask = torch.ones(3, 5, 5, dtype=torch.bool)
-    mask[0, :, 3:], mask[1, :, :2] = False, False
-    together = call(x, mask)
-    alone = [call(x[b : b + 1], mask[b : b + 1])[0] for b in range(3)]
-    if close(together, torch.stack(alone), 1e-4):
-        return None
-    return Finding(
-        "mask",
-        "with a mask of its own a sample gives something else in a batch than alone",
-        "masks meet heads of other samples (repeat where repeat_interleave belongs), "
-        "or all use one sample's mask",
-        "where the mask is expanded over the heads",
-    )
+@dataclass
+class Model(ModuleSubject):
+    """A model that turns its `inputs` into logits.
 
+    Checks that several models share stand here; each model lists those that it takes.
 
-@torch.no_grad()
-def built_in_mask(
-    call: Callable[..., Tensor], x: Tensor, causal: bool
-) -> Finding | None:
-    """Whether the first tokens see the last, which they must unless it is causal."""
-    other = x.clone()
-    other[:, 3:] += change_of(other[:, 3:])
-    sees = changed_tokens(call(x), call(other))[:3]
-    if (bool(sees.all()) and not causal) or (not bool(sees.any()) and causal):
-        return None
-    return Finding(
-        "built-in mask",
-        "a token sees later ones" if causal else "tokens do not see all later ones",
-        "the mask that should hide the future does not"
-        if causal
-        else "a mask is built in although none was asked for (or say causal=True)",
-        MASK_LINE,
-    )
-
-
-@torch.no_grad()
-def roles(
-    names: list[str], call: Callable[..., Tensor], x: Tensor, memory: Tensor
-) -> Finding | None:
-    """Which of query, key and value does what?"""
-    if sorted(names) != ["key", "query", "value"]:
-        return None
-    other = memory + change_of(memory)
-    base = call(x, memory, memory)
-    if not all(
-        bool(differs(base, new).any())
-        for new in (
-            call(x + change_of(x), memory, memory),
-            call(x, other, memory),
-            call(x, memory, other),
-        )
-    ):
-        return Finding(
-            "roles",
-            "one of query, key and value changes nothing",
-            "one argument is read twice, another never",
-            "the three projections at the start of forward",
-        )
-    alike = memory[:, :1].expand_as(memory)
-    if close(call(x, memory, alike), call(x, other, alike), 1e-4):
-        return None
-    return Finding(
-        "roles",
-        "with all values alike, the output still changes with the keys",
-        "keys and values are exchanged, or the weights do not sum to one",
-        "the three projections at the start of forward",
-    )
-
-
-@checker
-def decoder_layer(
-    layer: nn.Module,
-    *,
-    embed_dim: int | None = None,
-    mask_name: str | None = "mask",
-    memory_mask_name: str | None = "memory_mask",
-    mask_means: str = "look",
-    mask_dims: int = 2,
-    arguments: str = "x memory",
-    batch_first: bool = True,
-) -> Report:
-    """Check a decoder layer, pre- or post-norm, any class with any weights.
-
-    Args:
-        layer: called with x (B, L, E) and memory (B, S, E); returns (B, L, E), alone or
-            first in a tuple.
-        embed_dim: E; found in its parameters if not given.
-        mask_name: name of the argument for the mask (L, L) of the self-attention.
-        memory_mask_name: the same for the mask (L, S) of the cross-attention.
-        mask_means: "look" if True lets a query see a key, "hide" if it hides it, "add"
-            for a float mask, 0 or -inf, that is added to the scores.
-        mask_dims: 2 for masks (L, S), 3 for (B, L, S), 4 for (B, 1, L, S).
-        arguments: order of its inputs.
-        batch_first: False if it takes (L, B, E).
-
-    Returns:
-        The report.
-
-    Raises:
-        ValueError: E is neither given nor to be found.
+    Attributes:
+        inputs: what it is called with.
+        fresh: it is not trained yet.
+        read: the tokens among the inputs that it reads before it says the next.
     """
-    check_means(mask_means)
-    own = moved_copy(layer)
-    dim = embed_dim or width_of(layer)
-    x, memory = random_input(3, 5, dim), random_input(3, 7, dim)
-    masking = Masking(mask_means, mask_dims)
 
-    def call_on(m: Any) -> Callable[..., Tensor]:
-        def call(
-            x: Tensor,
-            mask: Tensor | None = None,
-            memory: Tensor = memory,
-            memory_mask: Tensor | None = None,
-        ) -> Tensor:
-            extra = masking.argument(mask_name, mask, m, x, x.size(1))
-            extra |= masking.argument(
-                memory_mask_name, memory_mask, m, x, memory.size(1)
-            )
-            given = {"x": x, "memory": memory.to(x.dtype)}
-            inputs = [flip(given[name], batch_first) for name in arguments.split()]
-            return flip(tensor_in(m(*inputs, **extra)), batch_first)
+    fresh: bool
+    inputs: tuple[Tensor, ...] = field(init=False)
+    read: Tensor | None = field(init=False, default=None)
+    last = ("overfit",)
 
-        return call
+    def on(self, m: Any, *inputs: Tensor) -> Tensor:
+        return tensor_in(m(*inputs))
 
-    some = torch.ones(5, 7, dtype=torch.bool)
-    some[:, 4] = False
+    def logits(self) -> Tensor:
+        return self.call(*self.inputs)
 
-    def trial(m: Any, x: Tensor, memory: Tensor) -> list[Tensor]:
-        mask = None if mask_name is None else _causal_mask(5)
-        memory_mask = None if memory_mask_name is None else some
-        call = call_on(m)
-        return [call(x, memory=memory), call(x, mask, memory, memory_mask)]
+    @check("scores")
+    def scores(self) -> Finding | None:
+        """Scores are divided by the root of a head's width; keys share the weights."""
+        return wrong_scores(self.logits)
 
-    own, x, memory = in_double(own, trial, x, memory)
-    call = call_on(own)
-
-    def cross() -> Finding | None:
-        other = memory.clone()
-        other[:, 4] += change_of(other[:, 4])
-        if bool(changed_tokens(call(x), call(x, memory=other)).all()):
-            return None
-        return Finding(
-            "memory",
-            "not every output changes with the memory",
-            "there is no cross-attention, its keys come from the target, or it is "
-            "causal",
-            "the second attention: queries from x, keys and values from memory",
+    @check("logits")
+    def plain_logits(self) -> Finding | None:
+        """No softmax, nor anything else, squashes the logits."""
+        return probabilities(self.logits()) or bounded(
+            self.own, lambda m: self.on(m, *self.inputs)
         )
 
-    def memory_mask() -> Finding | None:
-        other, seen = memory.clone(), memory.clone()
-        other[:, 4] += change_of(other[:, 4])
-        seen[:, 2] += change_of(seen[:, 2])
-        out = call(x, memory=memory, memory_mask=some)
-        leaks = differs(out, call(x, memory=other, memory_mask=some)).any()
-        visible = differs(out, call(x, memory=seen, memory_mask=some)).any()
-        finding = mask_finding(~leaks, visible)
-        if finding is None:
-            return None
-        return Finding(
-            "memory mask",
-            finding.symptom,
-            finding.cause,
-            "the mask of the second attention",
-        )
+    @check("layers")
+    def layers(self) -> Finding | None:
+        """Each layer of a list has weights of its own."""
+        return repeated_layer(self.own)
 
-    def memory_order() -> Finding | None:
-        turned = memory.flip(1)
-        if close(call(x), call(x, memory=turned), 1e-4):
-            return None
-        return Finding(
-            "memory order",
-            "reordering the memory changes the output",
-            "a reshape mixes positions",
-            "every reshape of the second attention",
-        )
-
-    checks = [
-        ("shape", lambda: wrong_shape(call(x), (3, 5, dim))),
-        ("in place", lambda: changed_in_place(call, x)),
-        (
-            "repeatable",
-            lambda: not_repeatable(lambda: call(x), lambda: call(x * 2), own),
-        ),
-        ("memory", cross),
-        ("memory order", memory_order),
-        ("residual", lambda: branches(own, call_on, x)),
-        (
-            "activation",
-            lambda: no_activation(
-                own, lambda m, sign: call_on(m)(sign * x, memory=sign * memory)
-            ),
-        ),
-        ("scores", lambda: wrong_scores(lambda: call(x))),
-        ("batch", lambda: batch_leak(call, x, alone=False)),
-        ("order", lambda: order_matters(call, x)),
-        (
-            "gradients",
-            lambda: unreached(
-                own, lambda n: call(another(x, n), memory=another(memory, n)), part=4
-            ),
-        ),
-    ]
-    if mask_name is not None:
-        checks += [
-            ("causality", lambda: future_leak(own, call_on, x)),
-            ("half", lambda: half_overflow(own, lambda m, t, k: call_on(m)(t, k), x)),
-        ]
-    if memory_mask_name is not None:
-        checks.append(("memory mask", memory_mask))
-    return run("decoder_layer", checks)
-
-
-@checker
-def transformer(
-    model: nn.Module,
-    *,
-    src_vocab_size: int | None = None,
-    tgt_vocab_size: int | None = None,
-    pad_id: int = 0,
-    fresh: bool = True,
-    cached: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> Report:
-    """Check a sequence-to-sequence Transformer, any class.
-
-    Args:
-        model: called as model(src, tgt) with token ids (B, S) and (B, L); returns
-            logits (B, L, V), alone, first in a tuple, or as `.logits`.
-        src_vocab_size: number of source tokens; an attribute of the model if not given.
-        tgt_vocab_size: V; an attribute of the model if not given.
-        pad_id: id of the padding.
-        fresh: the model is not trained yet, so that its loss should be near ln V;
-            judged by its weights as they are.
-        cached: called as cached(src, tgt), returns the logits (B, L, V) as step-by-step
-            decoding with the model's cache computes them. Models with `encode`,
-            `decode(…, cache=…)` and `new_cache` as the house's need none.
-
-    Returns:
-        The report.
-
-    Raises:
-        ValueError: a size that is needed is neither given nor an attribute.
-    """
-    src_vocab = size_of(model, "src_vocab_size", src_vocab_size)
-    vocab = size_of(model, "tgt_vocab_size", tgt_vocab_size)
-    own = moved_copy(model)
-    usable = torch.tensor([i for i in range(min(src_vocab, vocab)) if i != pad_id])
-    g = torch.Generator().manual_seed(0)
-
-    def ids(*shape: int) -> Tensor:
-        return usable[torch.randint(len(usable), shape, generator=g)]
-
-    src, tgt = ids(3, 6), ids(3, 5)
-    src[:, 1] = usable[1]
-    src[:, 2] = usable[2]
-    tgt[:, 0], tgt[:, 1], tgt[:, 2] = usable[0], usable[1], usable[2]
-
-    def trial(m: Any) -> list[Tensor]:
-        longer = torch.cat([src, torch.full((3, 2), pad_id)], dim=1)
-        return [tensor_in(m(src, tgt)), tensor_in(m(longer, tgt))]
-
-    (own,) = in_double(own, trial)
-
-    def call(src: Tensor, tgt: Tensor) -> Tensor:
-        return tensor_in(own(src, tgt))
-
-    def shifted(tokens: Tensor, column: int) -> Tensor:
-        other = tokens.clone()
-        place = torch.searchsorted(usable, other[:, column].contiguous())
-        other[:, column] = usable[(place + 1) % len(usable)]
-        return other
-
-    def causality() -> Finding | None:
-        for training in (False, True):
-            for t in (4, 2):
-
-                def past(m: Any, tgt: Tensor, t: int = t) -> Tensor:
-                    return tensor_in(m(src, tgt))[:, :t]
-
-                if always_differ(past, own, tgt, shifted(tgt, t), training):
-                    return leak_finding(training)
-        late = call(src, shifted(tgt, 1))[:, -1]
-        if close(late, call(src, tgt)[:, -1], 1e-6):
-            return Finding(
-                "causality",
-                "the last logits do not change with an earlier target token",
-                "the mask hides the past (inverted polarity), or targets do not attend",
-                MASK_LINE,
-            )
-        return None
-
-    def order(which: str) -> Finding | None:
-        swapped = [0, 2, 1, 3, 4]
-        if which == "target":
-            a, b = call(src, tgt)[:, -1], call(src, tgt[:, swapped])[:, -1]
-        else:
-            a, b = call(src, tgt), call(src[:, [*swapped, 5]], tgt)
-        if not close(a, b, 1e-6):
-            return None
-        return Finding(
-            f"{which} order",
-            f"exchanging two {which} tokens changes nothing",
-            "positions are missing, the same for all tokens, or run over the batch",
-            f"where positions are added to the {which}",
-        )
-
-    def encoded(src: Tensor) -> Tensor | None:
-        try:
-            return own.encode(src)
-        except (AttributeError, TypeError):
-            return None  # no such method, or one with other arguments
-
-    def source_used() -> Finding | None:
-        if not close(call(src, tgt), call(shifted(src, 3), tgt), 1e-6):
-            a, b = encoded(src), encoded(shifted(src, 3))
-            if a is None or b is None or not close(a[:, 0], b[:, 0], 1e-6):
-                return None
-            return Finding(
-                "source",
-                "what the encoder says of a token does not change with a later one",
-                "the encoder is causal, or its tokens do not look at each other",
-                "the mask that the encoder gets",
-            )
-        return Finding(
-            "source",
-            "the logits do not change with the source",
-            "there is no cross-attention, or its mask hides everything",
-            "the decoder's second attention",
-        )
-
-    def padding() -> Finding | None:
-        plain = call(src, tgt)
-
-        def with_fill(token: int) -> Tensor:
-            return torch.cat([src, torch.full((3, 2), token)], dim=1)
-
-        if close(plain, call(with_fill(pad_id), tgt), 1e-4):
-            return None
-        for other in usable.tolist()[:40]:
-            if close(plain, call(with_fill(other), tgt), 1e-4):
-                return Finding(
-                    "padding",
-                    f"token {other} is ignored, padding (pad_id={pad_id}) is not",
-                    "the mask compares with the wrong id",
-                    "where the padding mask is made",
-                )
-        cause = "padding in the source is not hidden from the encoder or the decoder"
-        memory, longer = encoded(src), encoded(with_fill(pad_id))
-        if memory is not None and longer is not None:
-            longer = longer[:, : src.size(1)]
-            cause = (
-                "the cross-attention looks at the source's padding"
-                if close(memory, longer, 1e-4)
-                else "the encoder looks at the source's padding (or the mask hides "
-                "rows instead of columns)"
-            )
-        return Finding(
-            "padding",
-            "appending padding to the source changes the logits",
-            cause,
-            "the padding mask and where it is handed over",
-        )
-
-    def target_padding() -> Finding | None:
-        longer = torch.cat([tgt, torch.full((3, 2), pad_id)], dim=1)
-        if close(call(src, tgt), call(src, longer)[:, : tgt.size(1)], 1e-4):
-            return None
-        return Finding(
-            "target padding",
-            "appending padding to the target changes the logits before it",
-            "earlier positions see the padding",
-            "the target's masks",
-        )
-
-    def batch() -> Finding | None:
-        alike = call(src[:1].expand_as(src), tgt[:1].expand_as(tgt))
-        if not close(alike, alike[:1].expand_as(alike), 1e-4):
-            return place_finding()
-        return batch_leak(
-            lambda t: call(src, t), tgt, shifted(tgt, 1), alone=False
-        ) or batch_leak(lambda s: call(s, tgt), src, shifted(src, 1), alone=False)
-
-    def decoding() -> Finding | None:
-        step = cached or house_cached(own)
-        if step is None or close(step(src, tgt), call(src, tgt), 1e-4):
-            return None
-        got, want = step(src, tgt), call(src, tgt)
-        first = bool(close(got[:, 0], want[:, 0], 1e-4))
-        return Finding(
-            "cache",
-            "cached decoding gives other logits than reading the whole target"
-            + (", from the second token on" if first else ""),
-            "each new token is put at position 0, or the cache misses keys"
-            if first
-            else "the cached path computes something else",
-            "the position of the new token, and what the cache keeps",
-        )
-
-    def labels() -> Tensor:
-        return ids(3, 5)
-
-    def on_other_tokens(number: int) -> Tensor:
-        return call(src, tgt) if number == 0 else call(ids(32, 6), ids(32, 5))
-
-    return run(
-        "transformer",
-        [
-            ("shape", lambda: wrong_shape(call(src, tgt), (3, 5, vocab))),
-            (
-                "repeatable",
-                lambda: not_repeatable(
-                    lambda: call(src, tgt), lambda: call(src, labels()), own
-                ),
-            ),
-            ("causality", causality),
-            ("source", source_used),
-            ("source order", lambda: order("source")),
-            ("target order", lambda: order("target")),
-            ("padding", padding),
-            ("target padding", target_padding),
-            ("batch", batch),
-            ("scores", lambda: wrong_scores(lambda: call(src, tgt))),
-            ("cache", decoding),
-            (
-                "logits",
-                lambda: (
-                    probabilities(call(src, tgt))
-                    or bounded(own, lambda m: tensor_in(m(src, tgt)))
-                ),
-            ),
-            ("layers", lambda: repeated_layer(own)),
-            ("gradients", lambda: unreached(own, on_other_tokens, tables=False)),
-            (
-                "first loss",
-                lambda: large_first_loss(
-                    tensor_in(eval_copy(model, dtype_of(own))(src, tgt)), fresh, tgt
-                ),
-            ),
-        ],
-        last=[("overfit", lambda: cannot_overfit(model, (src, tgt), labels()))],
-    )
-
-
-@checker
-def vit(
-    model: Callable[..., Any],
-    *,
-    image_size: int | tuple[int, int] | None = None,
-    in_channels: int | None = None,
-    num_classes: int | None = None,
-    patch_size: tuple[int, int] | None = None,
-    fresh: bool = True,
-    norm_before_pool: bool | None = None,
-) -> Report:
-    """Check a Vision Transformer, any class of any library.
-
-    Args:
-        model: called with images (B, C, height, width); returns logits (B, K), alone,
-            first in a tuple, or as `.logits`.
-        image_size: side of the images, or (height, width); an attribute if not given.
-        in_channels: C; 3 if neither given nor an attribute.
-        num_classes: K; an attribute if not given.
-        patch_size: (height, width) of its patches, if they are not square.
-        fresh: the model is not trained yet, so that its loss should be near ln K;
-            judged by its weights as they are.
-        norm_before_pool: whether the last normalisation is meant to come before the
-            tokens are pooled (as in the paper) or after; None accepts both.
-
-    Returns:
-        The report.
-
-    Raises:
-        ValueError: a size that is needed is neither given nor to be found.
-    """
-    house = getattr(model, "patch_embed", None)
-    if image_size is None and isinstance(model, _vit.ViT):
-        image_size = model.patch_embed.image_size
-        in_channels, num_classes = (
-            model.patch_embed.in_channels,
-            model.head.out_features,
-        )
-    size = image_size or getattr(model, "image_size", getattr(house, "img_size", None))
-    if size is None:
-        raise ValueError("image_size is needed: the model has no such attribute")
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    channels = in_channels or getattr(model, "in_channels", 3)
-    classes = size_of(model, "num_classes", num_classes)
-    own = moved_copy(model)
-    x = random_input(2, channels, height, width)
-    own, x = in_double(own, lambda m, x: [tensor_in(m(x))], x)
-
-    def call(x: Tensor) -> Tensor:
-        return tensor_in(own(x))
-
-    @functools.cache
-    def footprints() -> tuple[int | None, Finding | None]:
-        return patch_footprints(call, x, patch_size)
-
-    def patches() -> Finding | None:
-        return footprints()[1]
-
-    def positions() -> Finding | None:
-        p = footprints()[0]
-        if p is None or height % p or width % p or height * width == p * p:
-            return None
-        tokens = _vit.patchify(x, p)
-        order = torch.randperm(
-            tokens.size(1), generator=torch.Generator().manual_seed(0)
-        )
-        shuffled = _vit.unpatchify(tokens[:, order], p, (height, width))
-        if not close(call(x), call(shuffled), 1e-5):
-            return None
-        return Finding(
-            "positions",
-            "shuffling the patches changes nothing",
-            "positions are missing, or the same for every patch ([n] instead of [:n])",
-            "where positions are added",
-        )
-
-    def order() -> Finding | None:
-        p = footprints()[0]
-        plain = without_positions(own)
-        if p is None or plain is None:
-            return None
-        tokens = _vit.patchify(x, p)
-        turned = _vit.unpatchify(tokens.flip(1), p, (height, width))
-        if close(tensor_in(plain(x)), tensor_in(plain(turned)), 1e-3):
-            return None
-        if positions_inside(lambda: call(x)):
-            return None  # rotary positions, or relative ones
-        return Finding(
-            "order",
-            "with positions at zero, shuffling the patches still changes the logits",
-            "a reshape mixes tokens with heads: merge heads with transpose and flatten",
-            "the reshapes around the heads",
-        )
-
-    def pixels() -> Finding | None:
-        image = x[:1].clone().requires_grad_()
-        out = call(image)
-        direction = change_of(out)
-        (gradient,) = torch.autograd.grad((out * direction).sum(), image)
-        dead = int(negligible(gradient, max_abs(gradient)).sum())
-        if dead <= image.numel() // 1000:
-            return None
-        return Finding(
-            "pixels",
-            f"{dead} of {image.numel()} pixels do not reach the logits",
-            "patches are left out, or tokens never look at each other, so that the "
-            "head cannot see them (batch_first=True missing?)",
-            "the cutting into patches, the attention, the token that the head reads",
-        )
-
-    def linear() -> Finding | None:
-        plain = without_positions(own, tokens=True)
-        return no_activation(plain, lambda m, sign: tensor_in(m(sign * x)))
-
-    def norm() -> Finding | None:
-        if norm_before_pool is None or not isinstance(own, nn.Module):
-            return None
-        dims: list[int] = []
-        hooks = [
-            m.register_forward_hook(lambda module, args, out: dims.append(out.dim()))
-            for m in own.modules()
-            if "norm" in type(m).__name__.lower()
-        ]
-        call(x)
-        for hook in hooks:
-            hook.remove()
-        if not dims or (dims[-1] == 3) == norm_before_pool:
-            return None
-        return Finding(
-            "norm",
-            "the last normalisation sees pooled tokens (B, E)"
-            if norm_before_pool
-            else "the last normalisation sees all tokens (B, N, E)",
-            "it comes after the pooling, not before"
-            if norm_before_pool
-            else "it comes before the pooling, not after",
-            "the end of forward",
-        )
-
-    labels = torch.arange(len(x)) % classes
-    return run(
-        "vit",
-        [
-            ("shape", lambda: wrong_shape(call(x), (2, classes))),
-            ("in place", lambda: changed_in_place(call, x)),
-            (
-                "repeatable",
-                lambda: not_repeatable(lambda: call(x), lambda: call(x.flip(3)), own),
-            ),
-            ("patches", patches),
-            ("positions", positions),
-            ("order", order),
-            ("pixels", pixels),
-            ("norm", norm),
-            ("batch", lambda: batch_leak(call, x)),
-            ("scores", lambda: wrong_scores(lambda: call(x))),
-            (
-                "logits",
-                lambda: (
-                    probabilities(call(x)) or bounded(own, lambda m: tensor_in(m(x)))
-                ),
-            ),
-            ("layers", lambda: repeated_layer(own)),
-            ("stream", lambda: broken_stream(own, x)),
-            ("activation", linear),
-            ("gradients", lambda: unreached(own, lambda n: call(another(x, n)))),
-            (
-                "first loss",
-                lambda: large_first_loss(
-                    tensor_in(eval_copy(model, x.dtype)(x)), fresh
-                ),
-            ),
-        ],
-        last=[("overfit", lambda: cannot_overfit(model, (x.float(),), labels))],
-    )
+    @check("first loss")
+    def first_loss(self) -> Finding | None:
+        """Before training, the loss is near that of guessing."""
+        fresh = eval_copy(self.module, dtype_of(self.own))
+        return large_first_loss(self.on(fresh, *self.inputs), self.fresh, self.read)

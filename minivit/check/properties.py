@@ -44,6 +44,13 @@ def change_of(x: Tensor) -> Tensor:
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
 
 
+def changed_at(x: Tensor, tokens: int | slice) -> Tensor:
+    """Copy x (B, L, E) with a change in some tokens."""
+    other = x.clone()
+    other[:, tokens] += change_of(other[:, tokens])
+    return other
+
+
 def copy_of(module: Any) -> Any:
     """Copy a module, also one that keeps tensors of its last call as attributes.
 
@@ -549,23 +556,19 @@ def always_differ(
 
 
 @torch.no_grad()
-def future_leak(
-    own: Any, call_on: Callable[[Any], Callable[..., Tensor]], x: Tensor
-) -> Finding | None:
-    mask, call = _causal_mask(x.size(1)), call_on(own)
+def future_leak(own: Any, call: Callable[..., Tensor], x: Tensor) -> Finding | None:
+    """Call it with a causal mask, as call(module, x, mask), and change the future."""
+    mask = _causal_mask(x.size(1))
     for training in (False, True):
         for t in (1, 3):
-            other = x.clone()
-            other[:, t:] += change_of(other[:, t:])
 
             def past(m: Any, x: Tensor, t: int = t) -> Tensor:
-                return call_on(m)(x, mask)[:, :t]
+                return call(m, x, mask)[:, :t]
 
-            if always_differ(past, own, x, other, training):
+            if always_differ(past, own, x, changed_at(x, slice(t, None)), training):
                 return leak_finding(training)
-    other = x.clone()
-    other[:, 0] += change_of(other[:, 0])
-    if close(call(x, mask)[:, -1], call(other, mask)[:, -1], 1e-6):
+    last, other = call(own, x, mask)[:, -1], call(own, changed_at(x, 0), mask)[:, -1]
+    if close(last, other, 1e-6):
         return Finding(
             "causality",
             "the last token does not change with the first",
@@ -675,21 +678,15 @@ def without_gradient(
             continue  # serves pre-training only
         gradient = gradients[name]
         if gradient is None:
-            return Finding(
-                "gradients",
-                f"no gradient reaches {name}",
-                "it is never used, or the graph is cut (detach, .data, no_grad)",
-                f"where {name} is used",
-            )
+            symptom = f"no gradient reaches {name}"
+            cause = "it is never used, or the graph is cut (detach, .data, no_grad)"
+            return Finding("gradients", symptom, cause, f"where {name} is used")
         if is_vector(p) or is_shift(name) or not p.numel():
             continue
         if negligible(gradient, largest).all():
-            return Finding(
-                "gradients",
-                f"the gradient of {name} is zero everywhere",
-                "what it makes is thrown away or multiplied by zero",
-                f"where {name} is used",
-            )
+            symptom = f"the gradient of {name} is zero everywhere"
+            cause = "what it makes is thrown away or multiplied by zero"
+            return Finding("gradients", symptom, cause, f"where {name} is used")
         rows = gradient.flatten(0, -2).sum(-1)
         dead = negligible(rows, largest).nonzero().flatten().tolist()
         finding = (tables and unused_positions(name, p, len(rows), dead)) or (
@@ -1021,12 +1018,7 @@ def cannot_overfit(
     optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=0.0)
     first = last = math.inf
     for step in range(steps):
-        out = tensor_in(own(*inputs))
-        if out.size(-1) == 1:  # yes or no
-            yes = torch.arange(len(out)) % 2.0
-            loss = F.binary_cross_entropy_with_logits(out[:, 0], yes)
-        else:
-            loss = F.cross_entropy(out.flatten(0, -2), labels.flatten())
+        loss = loss_of(tensor_in(own(*inputs)), labels)
         last = loss.item()
         if step == 0:
             first = last
@@ -1041,6 +1033,13 @@ def cannot_overfit(
         "the model cannot learn even one batch by heart",
         "softmax before the loss, detached tensors, missing residual or norm",
     )
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    if logits.size(-1) == 1:  # yes or no
+        yes = torch.arange(len(logits)) % 2.0
+        return F.binary_cross_entropy_with_logits(logits[:, 0], yes)
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
 
 
 def shown_weights(own: Any, x: Tensor, mask: dict[str, Any]) -> Tensor | None:

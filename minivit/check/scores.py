@@ -17,34 +17,10 @@ from .report import SCALE_LINE, SOFTMAX_LINE, Finding
 def wrong_scores(call: Callable[[], Tensor]) -> Finding | None:
     """Run a model and look at each attention: its scale, its softmax's axis."""
     watch = _watched(call)
-    for seen in watch.attentions:
-        if abs(seen.factor_after - 1.0) > 1e-3:
-            return Finding(
-                "scale",
-                f"the weights are multiplied by {seen.factor_after:.4g} after the "
-                f"softmax",
-                "the scaling comes after the softmax instead of before",
-                SCALE_LINE,
-            )
-        divisor, root = 1.0 / seen.factor, math.sqrt(seen.width)
-        if abs(divisor - root) > 1e-3 * root:
-            square = round(divisor**2)
-            hint = f"; {divisor:.4g} is the root of {square}" if square > 1 else ""
-            return Finding(
-                "scale",
-                f"the scores are divided by {divisor:.4g} where heads are "
-                f"{seen.width} wide",
-                f"√{seen.width} = {root:.4g} is expected{hint}",
-                SCALE_LINE,
-            )
-        if not seen.sums_to_one:
-            return Finding(
-                "softmax",
-                "the values are not mixed along the axis of the softmax",
-                "the weights of a query do not sum to one over the keys: the softmax "
-                "runs over another axis",
-                SOFTMAX_LINE,
-            )
+    findings = (wrong_attention(seen) for seen in watch.attentions)
+    finding = next((found for found in findings if found), None)
+    if finding:
+        return finding
     if watch.stray == "softmax":
         return Finding(
             "stray softmax",
@@ -58,6 +34,37 @@ def wrong_scores(call: Callable[[], Tensor]) -> Finding | None:
             f"what is added to the residual comes straight out of {watch.stray}",
             "the second linear map of the feed-forward network has an activation too",
             "the end of the feed-forward network",
+        )
+    return None
+
+
+def wrong_attention(seen: _Attention) -> Finding | None:
+    """Hold its scale against √D, its softmax against the axis of the values."""
+    if abs(seen.factor_after - 1.0) > 1e-3:
+        return Finding(
+            "scale",
+            f"the weights are multiplied by {seen.factor_after:.4g} after the softmax",
+            "the scaling comes after the softmax instead of before",
+            SCALE_LINE,
+        )
+    divisor, root = 1.0 / seen.factor, math.sqrt(seen.width)
+    if abs(divisor - root) > 1e-3 * root:
+        square = round(divisor**2)
+        hint = f"; {divisor:.4g} is the root of {square}" if square > 1 else ""
+        return Finding(
+            "scale",
+            f"the scores are divided by {divisor:.4g} where heads are "
+            f"{seen.width} wide",
+            f"√{seen.width} = {root:.4g} is expected{hint}",
+            SCALE_LINE,
+        )
+    if not seen.sums_to_one:
+        return Finding(
+            "softmax",
+            "the values are not mixed along the axis of the softmax",
+            "the weights of a query do not sum to one over the keys: the softmax "
+            "runs over another axis",
+            SOFTMAX_LINE,
         )
     return None
 

@@ -15,14 +15,7 @@ class Subject:
 
     They run in the order in which they are written. A check does something with the
     subject and says what it expects. The first expectation that is not met ends it, as
-    does a finding that it returns because a helper made it.
-
-        class Table(Subject):
-            name = "table"
-
-            @check("finite")
-            def finite(self) -> None:
-                expect(self.table.isfinite().all(), "there is NaN", "…", "…")
+    does a finding that it returns, where a helper made one.
     """
 
     name: str
@@ -61,21 +54,13 @@ class Found(Exception):
 
 
 @dataclass(frozen=True)
-class Mistake:
+class Mistake(Finding):
     """A row in a table of known mistakes: what is said of it, and who makes it.
 
     Attributes:
-        check: name of the finding.
-        symptom: what is seen.
-        cause: what that means.
-        look_at: where in the code to look.
         fn: makes the mistake; called like the function under test.
     """
 
-    check: str
-    symptom: str
-    cause: str
-    look_at: str
     fn: Callable[..., Any]
 
     def finding(self) -> Finding:

@@ -5,7 +5,22 @@ import math
 import torch
 import torch.nn.functional as F
 
-from . import mutant
+from minivit.check.functions import CATALOGUE
+
+from . import MUTANTS, Mutant, mutant
+
+# The checker's own tables: each row makes the mistake that it names.
+MUTANTS += [
+    Mutant(
+        f"{number}: {row.cause}",
+        lambda row=row: row.fn,
+        checker,
+        row.check,
+        f"{row.symptom}: {row.cause}",
+    )
+    for checker, rows in CATALOGUE.items()
+    for number, row in enumerate(rows)
+]
 
 # Attention ----------------------------------------------------------------------------
 
@@ -22,125 +37,10 @@ def weights_of(scores, mask):
     return weights.masked_fill(~mask, 0.0)
 
 
-@mutant("attention", "scale", "multiplied")
-def scores_multiplied(q, k, v, mask=None):
-    weights = weights_of(scores_of(q, k) * q.size(-1), mask)
-    return weights @ v, weights
-
-
-@mutant("attention", "scale", "not divided")
-def scores_unscaled(q, k, v, mask=None):
-    weights = weights_of(q @ k.transpose(-2, -1), mask)
-    return weights @ v, weights
-
-
-@mutant("attention", "scale", "divided by d, not by √d")
-def scores_divided_by_width(q, k, v, mask=None):
-    weights = weights_of(q @ k.transpose(-2, -1) / q.size(-1), mask)
-    return weights @ v, weights
-
-
-@mutant("attention", "scale", "whole width")
-def scale_of_the_model(q, k, v, mask=None):
-    scale = (q.size(1) * q.size(-1)) ** -0.5
-    weights = weights_of(q @ k.transpose(-2, -1) * scale, mask)
-    return weights @ v, weights
-
-
-@mutant("attention", "scale", "after the softmax")
-def scaled_after_softmax(q, k, v, mask=None):
-    weights = weights_of(q @ k.transpose(-2, -1), mask) / math.sqrt(q.size(-1))
-    return weights @ v, weights
-
-
-@mutant("attention", "scale", "number of queries")
-def scale_of_the_length(q, k, v, mask=None):
-    weights = weights_of(q @ k.transpose(-2, -1) / math.sqrt(q.size(-2)), mask)
-    return weights @ v, weights
-
-
-@mutant("attention", "softmax", "no softmax")
-def without_softmax(q, k, v, mask=None):
-    scores = scores_of(q, k)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, 0.0)
-    return scores @ v, scores
-
-
-@mutant("attention", "softmax", "dim=-2")
-def softmax_over_queries(q, k, v, mask=None):
-    scores = scores_of(q, k)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-2)
-    if mask is not None:
-        weights = weights * mask
-    return weights @ v, weights
-
-
-@mutant("attention", "softmax", "dim=1")
-def softmax_over_heads(q, k, v, mask=None):
-    weights = scores_of(q, k).softmax(1)
-    if mask is not None:
-        weights = weights * mask
-    return weights @ v, weights
-
-
-@mutant("attention", "softmax", "twice")
-def softmax_twice(q, k, v, mask=None):
-    weights = weights_of(scores_of(q, k), mask).softmax(-1)
-    if mask is not None:
-        weights = weights * mask
-    return weights @ v, weights
-
-
-@mutant("attention", "softmax", "their sum")
-def exponentials_only(q, k, v, mask=None):
-    weights = scores_of(q, k).exp()
-    if mask is not None:
-        weights = weights * mask
-    return weights @ v, weights
-
-
-@mutant("attention", "softmax", "sigmoid")
-def sigmoid_weights(q, k, v, mask=None):
-    weights = scores_of(q, k).sigmoid()
-    if mask is not None:
-        weights = weights * mask
-    return weights @ v, weights
-
-
 @mutant("attention", "values", "mix the keys")
 def keys_for_values(q, k, v, mask=None):
     weights = weights_of(scores_of(q, k), mask)
     return weights @ k, weights
-
-
-@mutant("attention", "mask", "True hides")
-def polarity_inverted(q, k, v, mask=None):
-    weights = weights_of(scores_of(q, k), None if mask is None else ~mask)
-    return weights @ v, weights
-
-
-@mutant("attention", "mask", "never used")
-def mask_forgotten(q, k, v, mask=None):
-    weights = scores_of(q, k).softmax(-1)
-    return weights @ v, weights
-
-
-@mutant("attention", "mask", "after the softmax")
-def masked_after_softmax(q, k, v, mask=None):
-    weights = scores_of(q, k).softmax(-1)
-    if mask is not None:
-        weights = weights * mask
-    return weights @ v, weights
-
-
-@mutant("attention", "mask", "multiplied by the mask")
-def scores_times_mask(q, k, v, mask=None):
-    scores = scores_of(q, k)
-    weights = (scores if mask is None else scores * mask).softmax(-1)
-    return weights @ v, weights
 
 
 @mutant("attention", "mask", "tiny number")
@@ -228,26 +128,6 @@ def keys_not_transposed(q, k, v, mask=None):
 # Masks --------------------------------------------------------------------------------
 
 
-@mutant("causal_mask", "values", "exchanged")
-def causal_inverted(query_len, key_len=None):
-    return torch.ones(query_len, key_len or query_len).triu(1).bool()
-
-
-@mutant("causal_mask", "values", "future instead of the past")
-def causal_upwards(query_len, key_len=None):
-    return torch.ones(query_len, key_len or query_len).triu().bool()
-
-
-@mutant("causal_mask", "values", "does not see itself")
-def causal_without_itself(query_len):
-    return torch.ones(query_len, query_len).tril(-1).bool()
-
-
-@mutant("causal_mask", "values", "one token of the future")
-def causal_peeking(query_len):
-    return torch.ones(query_len, query_len).tril(1).bool()
-
-
 @mutant("causal_mask", "aligned", "aligned with the first key")
 def causal_upper_left(query_len, key_len=None):
     return torch.ones(query_len, key_len or query_len).tril().bool()
@@ -258,16 +138,6 @@ def padding_on_rows(lengths, max_len):
     return (torch.arange(max_len) < lengths[:, None])[:, None, :, None]
 
 
-@mutant("padding_mask", "values", "exchanged")
-def padding_inverted(lengths, max_len):
-    return (torch.arange(max_len) >= lengths[:, None])[:, None, None]
-
-
-@mutant("padding_mask", "values", "one padded key too many")
-def padding_off_by_one(lengths, max_len):
-    return (torch.arange(max_len) <= lengths[:, None])[:, None, None]
-
-
 @mutant("padding_mask", "shape", "broadcast")
 def padding_flat(lengths, max_len):
     return torch.arange(max_len) < lengths[:, None]
@@ -276,45 +146,9 @@ def padding_flat(lengths, max_len):
 # Positions, normalisation, patches ----------------------------------------------------
 
 
-def angles(length, exponent):
-    return torch.arange(length)[:, None] / 10000.0**exponent
-
-
-@mutant("sinusoidal_positions", "values", "already runs")
-def exponent_doubled(length, dim):
-    table = torch.zeros(length, dim)
-    for i in range(0, dim, 2):
-        for p in range(length):
-            table[p, i] = math.sin(p / 10000 ** (2 * i / dim))
-            table[p, i + 1] = math.cos(p / 10000 ** (2 * (i + 1) / dim))
-    return table
-
-
-@mutant("sinusoidal_positions", "values", "cosine's exponent")
-def cosine_exponent_ahead(length, dim):
-    i = torch.arange(0, dim, 2)
-    table = torch.empty(length, dim)
-    table[:, 0::2] = angles(length, i / dim).sin()
-    table[:, 1::2] = angles(length, (i + 2) / dim).cos()
-    return table
-
-
-@mutant("sinusoidal_positions", "values", "share one")
-def exponent_by_parity(length, dim):
-    i = torch.arange(dim)
-    turned = angles(length, i / dim)
-    return torch.where(i % 2 == 0, turned.sin(), turned.cos())
-
-
-@mutant("sinusoidal_positions", "values", "exchanged|must be sines")
-def sine_and_cosine_exchanged(length, dim):
-    turned = angles(length, torch.arange(0, dim, 2) / dim)
-    return torch.stack([turned.cos(), turned.sin()], dim=-1).flatten(1)
-
-
 @mutant("sinusoidal_positions", "values", "[n]")
 def table_read_at_one_place(length, dim):
-    turned = angles(100, torch.arange(0, dim, 2) / dim)
+    turned = torch.arange(100)[:, None] / 10000 ** (torch.arange(0, dim, 2) / dim)
     table = torch.stack([turned.sin(), turned.cos()], dim=-1).flatten(1)
     return table[length].expand(length, dim)
 
@@ -322,54 +156,6 @@ def table_read_at_one_place(length, dim):
 @mutant("sinusoidal_positions", "values")
 def learned_instead_of_sinusoidal(length, dim):
     return torch.nn.Embedding(length, dim).weight.detach()
-
-
-@mutant("layer_norm", "values", "unbiased one \\(divided")
-def norm_of_a_tutorial(x):
-    return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-5)
-
-
-@mutant("layer_norm", "values", "outside the root")
-def norm_eps_outside(x):
-    deviation = x.std(-1, keepdim=True, unbiased=False)
-    return (x - x.mean(-1, keepdim=True)) / (deviation + 1e-5)
-
-
-@mutant("layer_norm", "values", "tokens, not features")
-def norm_over_tokens(x):
-    mean, variance = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
-    return (x - mean) / (variance + 1e-5).sqrt()
-
-
-@mutant("layer_norm", "values", "√E")
-def norm_as_division(x):
-    return x / math.sqrt(x.size(-1))
-
-
-@mutant("layer_norm", "values", "square root of the variance is missing")
-def norm_by_variance(x):
-    mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
-    return (x - mean) / (variance + 1e-5)
-
-
-@mutant("patchify", "values", "reshape alone")
-def patches_by_reshape(images, patch_size):
-    batch, channels, height, width = images.shape
-    number = (height // patch_size) * (width // patch_size)
-    return images.reshape(batch, number, patch_size * patch_size * channels)
-
-
-@mutant("patchify", "values", "reshape alone")
-def patches_by_reshape_channels_last(images, patch_size):
-    batch, _, height, width = images.shape
-    number = (height // patch_size) * (width // patch_size)
-    return images.permute(0, 2, 3, 1).reshape(batch, number, -1)
-
-
-@mutant("patchify", "values", "rows and columns are exchanged")
-def patches_by_column(images, patch_size):
-    patches = images.unfold(3, patch_size, patch_size).unfold(2, patch_size, patch_size)
-    return patches.permute(0, 3, 2, 4, 5, 1).flatten(3).flatten(1, 2)
 
 
 # Generation ---------------------------------------------------------------------------
@@ -485,12 +271,6 @@ def scale_of_the_heads(q, k, v, mask=None):
     return weights_of(q @ k.mT / math.sqrt(q.size(1)), mask) @ v
 
 
-@mutant("attention", "mask", "loses its batch axis")
-def mask_of_the_first_sample(q, k, v, mask=None):
-    scores = scores_of(q, k)
-    return weights_of(scores, None if mask is None else mask[:1]) @ v
-
-
 @mutant("attention", "overflow", "written by hand")
 def softmax_by_hand(q, k, v, mask=None):
     e = scores_of(q, k).exp()
@@ -526,6 +306,11 @@ def remembering():
 remembering()
 
 
+@mutant("layer_norm", "values", "eps is missing")
+def norm_without_eps(x):
+    return (x - x.mean(-1, True)) / x.std(-1, unbiased=False, keepdim=True)
+
+
 @mutant("layer_norm", "gain", "gain · normalised")
 class GainBeforeNorm(torch.nn.Module):
     def __init__(self):
@@ -536,18 +321,6 @@ class GainBeforeNorm(torch.nn.Module):
     def forward(self, x):
         x = x * self.gain + self.shift
         return torch.nn.functional.layer_norm(x, (6,))
-
-
-@mutant("layer_norm", "values", "eps is missing")
-def norm_without_eps(x):
-    return (x - x.mean(-1, True)) / x.std(-1, unbiased=False, keepdim=True)
-
-
-@mutant("sinusoidal_positions", "values", "Tensor2Tensor")
-def exponent_of_fairseq(length, dim):
-    i = torch.arange(dim // 2) / (dim // 2 - 1)
-    a = torch.arange(length)[:, None] / 10000**i
-    return torch.cat([a.sin(), a.cos()], 1)
 
 
 @mutant("generate", "in place")

@@ -3,15 +3,6 @@
 from . import mutant
 
 
-@mutant("accumulation", "gradient", "not divided")
-def loss_not_divided(model, batches, loss_fn, optimizer, scheduler):
-    optimizer.zero_grad()
-    for inputs, targets in batches:
-        loss_fn(model(inputs), targets).backward()
-    optimizer.step()
-    scheduler.step()
-
-
 @mutant("accumulation", "schedule", "once a micro-batch")
 def schedule_by_micro_batch(model, batches, loss_fn, optimizer, scheduler):
     optimizer.zero_grad()
