@@ -3,7 +3,7 @@
 Copy this file together with data.py into one folder; it needs torchvision,
 scikit-learn and tqdm beside torch.
 
-Letters for shapes: B batch, C channels, N pictures.
+Letters for shapes: B batch or number of pictures, C channels.
 """
 
 import random
@@ -40,8 +40,8 @@ class InMemory:
     """Pictures of one size, kept as bytes.
 
     Args:
-        images: (N, C, height, width) uint8.
-        labels: (N,) integers.
+        images: (B, C, height, width) uint8.
+        labels: (B,) integers.
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
@@ -68,7 +68,7 @@ class OnDisk(Dataset):
 
     Args:
         files: N of them.
-        labels: (N,) integers.
+        labels: (B,) integers.
         transform: from a PIL image to (C, height, width) uint8. What it draws at random
             depends on the seed and the picture alone, not on the number of processes.
         num_workers: processes that decode.
@@ -117,7 +117,13 @@ class OnDisk(Dataset):
 
 
 class Pictures(NamedTuple):
-    """What a model learns from, and what it is measured with."""
+    """What a model learns from, and what it is measured with.
+
+    Attributes:
+        train: pictures to learn from.
+        val: pictures to measure with, of the same classes.
+        classes: their names; a label is a place in this list.
+    """
 
     train: InMemory | OnDisk
     val: InMemory | OnDisk

@@ -114,6 +114,7 @@ class DropPath(nn.Dropout):
 
     Args:
         p: probability of dropping the branch of a sample.
+        inplace: without effect; it is `nn.Dropout`'s.
 
     Raises:
         ValueError: p is not in [0, 1].

@@ -115,7 +115,6 @@ class LearnedPositions(nn.Module):
     Args:
         max_len: longest sequence that will come.
         embed_dim: E, width of the tokens.
-
     """
 
     def __init__(self, max_len: int, embed_dim: int) -> None:

@@ -67,13 +67,7 @@ def vit(
         ValueError: a size that is needed is neither given nor to be found.
     """
     return ImageModel(
-        model,
-        fresh,
-        image_size,
-        in_channels,
-        num_classes,
-        patch_size,
-        norm_before_pool,
+        model, fresh, image_size, in_channels, num_classes, patch_size, norm_before_pool
     ).report()
 
 
