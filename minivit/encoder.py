@@ -105,7 +105,7 @@ class Encoder(nn.Module):
         final_norm: normalise what leaves the stack; if not given, exactly when
             `norm_first` leaves it unnormalised.
         gradient_checkpointing: keep only what enters each layer and compute the rest
-            again on the way back: less memory, about a third more time.
+            again on the way back: less memory, for one more forward pass.
 
     Raises:
         ValueError: as `EncoderLayer`.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..attention import attention as _attend
-from .functions import ATTENTION_MISTAKES
+from .dot_product import ATTENTION_MISTAKES
 from .properties import copy_of, dtype_of, random_input
 from .report import Finding, close
 from .scores import plain_attention
@@ -135,7 +135,7 @@ def wrong_reshapes(x: Tensor, heads: int) -> dict[str, tuple[Tensor, ...]]:
         "scores is missing": (attend(inside).flatten(2),),
         "the heads are never split": (
             attend(whole)[:, 0],
-            ATTENTION_MISTAKES[1].fn(whole, whole, whole, None)[0][:, 0],
+            (x @ x.transpose(1, 2)).softmax(-1) @ x,
             (x @ x.transpose(1, 2) * scale).softmax(-1) @ x,
         ),
     }

@@ -199,20 +199,24 @@ class Layer(ModuleSubject):
     @torch.no_grad()
     def see_all(self) -> None:
         """The first tokens see the last, unless the layer is causal."""
-        sees = changed_tokens(
-            self.call(self.x), self.call(changed_at(self.x, slice(3, None)))
-        )[:3]
-        expect(
-            not bool(sees.any()) if self.causal else bool(sees.all()),
-            "a token sees later ones"
-            if self.causal
-            else "tokens do not see all later ones",
-            "the mask that should hide the future does not"
-            if self.causal
-            else "a mask is built in although none was asked for (or say causal=True)",
-            MASK_LINE,
-            check="built-in mask",
-        )
+        before, after = self.call(self.x), self.call(changed_at(self.x, slice(3, None)))
+        sees = changed_tokens(before, after)[:3]
+        if self.causal:
+            expect(
+                not bool(sees.any()),
+                "a token sees later ones",
+                "the mask that should hide the future does not",
+                MASK_LINE,
+                check="built-in mask",
+            )
+        else:
+            expect(
+                bool(sees.all()),
+                "tokens do not see all later ones",
+                "a mask is built in although none was asked for (or say causal=True)",
+                MASK_LINE,
+                check="built-in mask",
+            )
 
     @torch.no_grad()
     def own_masks(self) -> None:
