@@ -6,6 +6,7 @@ A checkpoint holds all that training needs to go on. A file of weights holds a m
 what is known about it. Neither can make the reader's machine run code.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -48,6 +49,7 @@ def save(path: str | Path, *, extra: Any = None, **parts: Stateful) -> None:
 
     Raises:
         OSError: it cannot be written; the file that was there is untouched.
+        TypeError: something that `load` would refuse, such as a number of NumPy.
 
     Example:
         save("a.pt", model=model, optimizer=optimizer, extra={"step": 7})
@@ -63,6 +65,14 @@ def save(path: str | Path, *, extra: Any = None, **parts: Stateful) -> None:
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
+    buffer.seek(0)
+    try:  # what cannot be read again must not replace what can
+        torch.load(buffer, map_location="meta", weights_only=True)
+    except Exception as error:
+        raise TypeError(
+            f"{path} was not written, for it could not be read again. A checkpoint "
+            f"holds plain numbers, texts, tensors, lists and dicts: {error}"
+        ) from error
     write(path, buffer.getbuffer())
 
 
@@ -188,7 +198,8 @@ def write(path: str | Path, data: bytes | memoryview) -> None:
             os.fsync(file.fileno())  # on the disk before its name is
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise OSError(
             error.errno,
             f"{path} could not be written: {error.strerror}. "

@@ -11,6 +11,7 @@ from datetime import date
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 __all__ = [
     "DATE_FORMS",
@@ -246,10 +247,8 @@ class Characters:
             raise ValueError(f"the vocabulary does not have {unknown}")
         before, after = ([self.bos_id], [self.eos_id]) if frame else ([], [])
         rows = [[*before, *(self._ids[c] for c in text), *after] for text in texts]
-        ids = torch.full((len(rows), max(map(len, rows))), self.pad_id)  # (B, L)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-        return ids
+        ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+        return pad_sequence(ids, batch_first=True, padding_value=self.pad_id)  # (B, L)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Turn ids back into texts, each up to its end token.

@@ -240,10 +240,9 @@ def _keep_likeliest(logits: Tensor, top_k: int | None, top_p: float | None) -> T
     if top_p is not None:
         sorted_logits, order = logits.sort(descending=True)  # (B, V)
         probabilities = sorted_logits.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities  # (B, V)
         # A token goes if those before it suffice; the first always stays.
-        unwanted = (before >= top_p).scatter(1, order, before >= top_p)
-        logits = logits.masked_fill(unwanted, -torch.inf)
+        late = probabilities.cumsum(-1) - probabilities >= top_p  # (B, V)
+        logits = logits.masked_fill(late.scatter(1, order, late), -torch.inf)
     return logits
 
 

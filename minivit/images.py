@@ -64,14 +64,14 @@ class InMemory:
 
 
 class OnDisk(Dataset):
-    """Pictures in files, decoded by other processes while the model computes.
+    """Pictures in files, decoded batch by batch.
 
     Args:
-        files: N of them.
+        files: B paths.
         labels: (B,) integers.
         transform: from a PIL image to (C, height, width) uint8. What it draws at random
             depends on the seed and the picture alone, not on the number of processes.
-        num_workers: processes that decode.
+        num_workers: processes that decode while the model computes; 0: this one.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Pictures(NamedTuple):
 
     @property
     def mark(self) -> int:
-        """Tell one division from another by the labels of `val`, in order."""
+        """A number made of the labels of `val`, in order: it tells divisions apart."""
         return zlib.crc32(self.val.labels.cpu().numpy().tobytes())
 
 
@@ -225,8 +225,9 @@ def square(image_size: int, channels: int = 3) -> Callable[[Any], Tensor]:
 
     return v2.Compose(
         [
+            # Before the pixels are numbers: those of a palette are no colours.
+            v2.Grayscale() if channels == 1 else v2.RGB(),
             v2.PILToTensor(),
-            *([v2.Grayscale()] if channels == 1 else [v2.RGB()]),
             v2.Resize(image_size, antialias=True),
             v2.CenterCrop(image_size),
         ]
@@ -266,14 +267,17 @@ def statistics(
     """
     generator = torch.Generator().manual_seed(0)
     rows = torch.randperm(len(pictures), generator=generator)[:sample]
-    batches = [images for images, _ in pictures.batches(rows.split(100))]
-    pixels = torch.cat(batches).transpose(0, 1).flatten(1) / 255.0  # (C, all pixels)
-    std, mean = torch.std_mean(pixels, dim=1, correction=0)
+    batches = pictures.batches(rows.split(100))
+    counts = torch.stack([_histogram(images) for images, _ in batches]).sum(0)
+    share = counts / counts.sum(dim=1, keepdim=True)  # (C, 256)
+    levels = torch.arange(256) / 255.0
+    mean = share @ levels  # (C,)
+    std = (share * (levels - mean[:, None]).square()).sum(dim=1).sqrt()  # (C,)
     return mean.tolist(), torch.where(std > 0, std, 1.0).tolist()
 
 
 def seed_from(*numbers: int) -> int:
-    """Mix numbers into a seed: the same on every machine, unlike for neighbours.
+    """Mix numbers into a seed: the same on every machine, another for neighbours.
 
     Args:
         numbers: such as the seed of a run and the number of an update.
@@ -320,15 +324,21 @@ def _divide(labels: Tensor, val_size: float, seed: int) -> tuple[Tensor, Tensor]
 
 def _at_most(number: int | None, labels: Tensor, seed: int) -> Tensor:
     """Draw so many rows, each class in its proportion."""
-    rows = torch.arange(len(labels))
+    rows, classes = torch.arange(len(labels)), len(labels.unique())
     if number is None or number >= len(rows):
         return rows
-    if number < len(labels.unique()):
+    if not classes <= number <= len(rows) - classes:
         raise ValueError(
-            f"max_train_images={number} is less than one image for each of the "
-            f"{len(labels.unique())} classes"
+            f"max_train_images={number} must lie between the {classes} classes and "
+            f"{len(rows) - classes} (one image less of each), or be {len(rows)} or more"
         )
     return split(rows, labels, val_size=number, seed=seed)[1][0]
+
+
+def _histogram(images: Tensor) -> Tensor:
+    """Count the levels of each channel: (B, C, height, width) bytes to (C, 256)."""
+    channels = images.transpose(0, 1).flatten(1)  # (C, pixels)
+    return torch.stack([channel.bincount(minlength=256) for channel in channels])
 
 
 def _check_image_size(name: str | Path, size: int, image_size: int | None) -> None:

@@ -42,7 +42,8 @@ def attention_maps(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
         to one (or to zero where a mask hides everything).
 
     Raises:
-        ValueError: the model has no `MultiHeadAttention`.
+        ValueError: the model has no `MultiHeadAttention`, runs none (a compiled model
+            has forgotten them), or runs it with a cache.
     """
     modules = [m for m in model.modules() if isinstance(m, MultiHeadAttention)]
     if not modules:
@@ -51,7 +52,10 @@ def attention_maps(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
 
     def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
         assert isinstance(module, MultiHeadAttention)
-        maps.append(module.attend(*args, mask=kwargs.get("mask"))[1])
+        if kwargs.get("cache") is not None:
+            raise ValueError("attention with a cache cannot be looked at: call without")
+        given = {name: x for name, x in kwargs.items() if x is not None}
+        maps.append(module.attend(*args, **given)[1])
 
     hooks = [m.register_forward_pre_hook(look, with_kwargs=True) for m in modules]
     try:
@@ -60,6 +64,8 @@ def attention_maps(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
+    if not maps:
+        raise ValueError("no attention ran: look inside before torch.compile")
     return maps
 
 
@@ -193,9 +199,12 @@ def deletion_curve(
     """
     patches = patchify(images, patch_size).clone()  # (B, N, P·P·C)
     scores = scores.flatten(1)
-    if scores.shape != patches.shape[:2] or len(labels) != len(patches):
-        came = f"{tuple(scores.shape)} scores and {len(labels)} labels"
-        raise ValueError(f"scores must be {tuple(patches.shape[:2])}, got {came}")
+    wanted = patches.shape[:2]
+    if scores.shape != wanted or labels.shape != wanted[:1]:
+        came = f"{tuple(scores.shape)} scores and {tuple(labels.shape)} labels"
+        raise ValueError(
+            f"scores must be {tuple(wanted)} and labels {tuple(wanted[:1])}, got {came}"
+        )
     order = scores.argsort(dim=1, descending=True, stable=True)  # (B, N)
     size = (images.size(2), images.size(3))
     rows = torch.arange(len(images), device=images.device)

@@ -134,7 +134,7 @@ class DropPath(nn.Dropout):
         """
         if self.p == 0.0 or not self.training:
             return input
-        keep = input.new_ones(len(input), *[1] * (input.dim() - 1))  # (B, 1, ..., 1)
+        keep = input.new_ones(input.size(0), *[1] * (input.dim() - 1))  # (B, 1, …, 1)
         return input * F.dropout(keep, self.p)
 
 
@@ -151,7 +151,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, embed_dim: int, init: float = 1e-4) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.full((embed_dim,), init))
+        self.weight = nn.Parameter(torch.full((embed_dim,), float(init)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the features.

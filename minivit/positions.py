@@ -85,7 +85,7 @@ class SinusoidalPositions(nn.Module):
         super().__init__()
         table = sinusoidal_positions(max_len, embed_dim)
         self.register_buffer("table", table, persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, _: module.reset())
+        self.register_load_state_dict_post_hook(_reset)
 
     def reset(self) -> None:
         """Compute the table again, as after `to_empty`: no state dict holds it."""
@@ -106,7 +106,7 @@ class SinusoidalPositions(nn.Module):
         Raises:
             ValueError: the sequence leaves the table.
         """
-        return x + _slice(self.table, x, start)
+        return x + _slice(self.table, x, start).to(x)
 
 
 class LearnedPositions(nn.Module):
@@ -164,7 +164,9 @@ def rotate(x: Tensor, positions: Tensor | None = None) -> Tensor:
         raise ValueError(
             f"positions must have shape ({length},), got {tuple(positions.shape)}"
         )
-    angles = torch.outer(positions.double(), _frequencies(dim).to(x.device))
+    exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS lacks it
+    frequencies = _frequencies(dim).to(x.device, exact)
+    angles = torch.outer(positions.to(exact), frequencies)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)  # (L, D/2)
     even, odd = x[..., 0::2], x[..., 1::2]  # (..., L, D/2)
     turned = [even * cos - odd * sin, odd * cos + even * sin]
@@ -222,6 +224,12 @@ def resample_positions(
     )  # (1, E, new rows, new columns)
     grid = grid.flatten(2).transpose(1, 2).to(pos_embed.dtype)  # (1, N, E)
     return torch.cat([prefix, grid], dim=1)  # (1, 1+N, E)
+
+
+def _reset(
+    module: SinusoidalPositions, _: object
+) -> None:  # a lambda cannot be pickled
+    module.reset()
 
 
 def _frequencies(dim: int) -> Tensor:

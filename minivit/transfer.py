@@ -70,7 +70,8 @@ def pretrained(
     if name not in MODELS:
         raise ValueError(f"name must be one of {list(MODELS)}, got {name!r}")
     build, weights_name = MODELS[name]
-    model = build(image_size=image_size, num_classes=num_classes or 1000)
+    own_head = {} if num_classes is None else {"num_classes": num_classes}
+    model = build(image_size=image_size, **own_head)
     weights = get_weight(weights_name)
     state_dict = from_torchvision(_fetch(weights, progress))
     state_dict["pos_embed"] = resample_positions(
@@ -118,9 +119,9 @@ def freeze_all_but(model: nn.Module, *parts: nn.Module) -> list[nn.Parameter]:
     Raises:
         ValueError: a part is not in the model: of another copy, say.
     """
-    inside = set(model.modules())
+    inside = list(model.modules())
     for part in parts:
-        if part not in inside:
+        if not any(part is module for module in inside):
             raise ValueError(f"{type(part).__name__} is no part of this model")
     model.requires_grad_(False)
     for part in parts:

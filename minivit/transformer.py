@@ -102,6 +102,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(embed_dim, tgt_vocab_size, bias=False)
         if tie_embeddings:
             self.head.weight = self.tgt_embed.weight
+            self.register_load_state_dict_post_hook(_tie)
 
     def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
         """Score, at each target position, every token that may come next.
@@ -185,3 +186,8 @@ class Transformer(nn.Module):
                 f"{came}, but the vocabulary has {table.num_embeddings} tokens"
             ) from None
         return self.dropout(self.positions(x, start=start))
+
+
+def _tie(model: Transformer, _: object) -> None:
+    """Make one again of what `to_empty` or `assign=True` has made two."""
+    model.head.weight = model.tgt_embed.weight

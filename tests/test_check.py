@@ -368,19 +368,25 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     kwargs = json.dumps({**small, **shape})
     assert main(["minivit:ViT", "--as", "vit", "--kwargs", kwargs]) == 0
     assert "vit: all" in capsys.readouterr().out
+    shape_of_8 = '{"image_size": 8, "num_classes": 3}'
     polarity = '{"mask_name": "attn_mask"}'
     oracle = "torch.nn.functional:scaled_dot_product_attention"
     assert main([oracle, "--as", "attention", "--options", polarity]) == 0
-    for wrong in (
-        ["mine:nothing", "--as", "attention"],
-        ["nowhere:attend", "--as", "attention"],
-        ["mine:attend", "--as", "attention", "--kwargs", "{"],
-        ["mine:attend", "--as", "nonsense"],
+    linear = ["torch.nn:Linear", "--as", "multi_head_attention", "--kwargs"]
+    for wrong, message in (
+        (["mine:nothing", "--as", "attention"], "has no attribute 'nothing'"),
+        (["nowhere:attend", "--as", "attention"], "No module named 'nowhere'"),
+        (["mine:attend", "--as", "attention", "--kwargs", "{"], "--kwargs is no JSON"),
+        (["mine:attend", "--as", "attention", "--options", "[]"], "be a JSON object"),
+        (["mine:attend", "--as", "nonsense"], "invalid choice"),
+        (["mine:attend", "--as", "vit", "--options", shape_of_8], "an nn.Module, got"),
+        ([*linear, '{"in_features": 3, "out_features": 3}'], "embed_dim is needed"),
+        ([*linear, '{"colour": 3}'], "unexpected keyword argument 'colour'"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(wrong)
         assert stop.value.code == 2
-    assert "cannot use" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_command_line_as_a_module():
@@ -392,3 +398,56 @@ def test_command_line_as_a_module():
     )
     assert done.returncode == 0
     assert "package.module:Name" in done.stdout
+
+
+# What is said of sizes and of functions -----------------------------------------------
+
+
+def test_sizes_that_are_given_win_over_those_of_the_model():
+    model = minivit.ViT(**small, **shape | {"in_channels": 1})
+    assert check.vit(model)
+    wrong = check.vit(model, num_classes=7)
+    assert [f.check for f in wrong.findings] == ["shape"], wrong
+    assert check.vit(
+        model, image_size=model.patch_embed.image_size
+    )  # its channel is found
+
+
+@pytest.mark.parametrize(
+    "checker", ["multi_head_attention", "encoder_layer", "decoder_layer", "vit"]
+)
+def test_a_function_is_no_module(checker):
+    """Most checks change the weights; a function has none that they could find."""
+    sizes = {"vit": {"image_size": 8, "num_classes": 3}}
+    sizes["multi_head_attention"] = {"embed_dim": 8, "num_heads": 2}
+    options = sizes.get(checker, {"embed_dim": 8})
+    with pytest.raises(TypeError, match=r"expected an nn\.Module, got function: put"):
+        getattr(check, checker)(lambda x, *_, **__: x, **options)
+
+
+def test_hidden_rows_are_left_out_if_nobody_hides_them():
+    def strict(query, key, value, mask=None):
+        if mask is not None and not mask.any(-1).all():
+            raise ValueError("a query may look nowhere")
+        return attention(query, key, value, mask=mask)
+
+    assert check.attention(strict, hidden_rows=False)
+    assert not check.attention(strict)
+
+
+def test_masks_that_are_added():
+    def added(n):
+        return torch.zeros(n, n).masked_fill(~minivit.causal_mask(n), -torch.inf)
+
+    assert check.causal_mask(added, mask_means="add")
+
+
+def test_the_first_loss_is_the_mean_over_all_answers():
+    from minivit.check.properties import large_first_loss
+
+    logits = 3 * torch.randn(4, 6, 50)
+    answers = torch.arange(50).expand(4, 6, 50)
+    every = logits[:, :, None].expand(-1, -1, 50, -1)
+    loss = F.cross_entropy(every.reshape(-1, 50), answers.reshape(-1)).item()
+    assert f"{loss:.2g}" in large_first_loss(logits).symptom
+    assert large_first_loss(torch.zeros(8, 100, 30_000)) is None  # in memory for it

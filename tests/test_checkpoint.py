@@ -4,7 +4,9 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -55,6 +57,17 @@ def test_extra_can_be_read_alone(tmp_path):
     number, text, tensor = checkpoint.load(tmp_path / "a.pt")
     assert (number, text, tensor.tolist()) == (1, "two", [1.0, 1.0, 1.0])
     assert torch.equal(torch.get_rng_state(), before), "reading restores nothing"
+
+
+@pytest.mark.parametrize("extra", [np.float64(0.5), Path("a"), {"f": print}])
+def test_what_could_not_be_read_again_does_not_replace_what_can(tmp_path, extra):
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, extra=1, **parts())
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match=r"a\.pt was not written, .* plain numbers"):
+        checkpoint.save(path, extra=extra, **parts())
+    assert path.read_bytes() == before
+    assert checkpoint.load(path) == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.99, 0.9999])

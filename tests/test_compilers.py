@@ -1,6 +1,7 @@
 """What others do to a module: compile, export, map, cast, move and copy it."""
 
 import copy
+import pickle
 import shutil
 import sys
 
@@ -81,6 +82,13 @@ def test_export(name):
     model, inputs = example(name)
     program = torch.export.export(model, inputs)
     same(program.module()(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_export_with_a_free_batch_size_and_dropped_paths(mode):
+    model, inputs = example("vit-drop-path", mode=mode)
+    program = torch.export.export(model, inputs, dynamic_shapes=({0: BATCH},))
+    assert program.module()(images(3)).shape == (3, IMAGES["num_classes"])
 
 
 def test_export_with_a_free_batch_size():
@@ -204,6 +212,15 @@ def test_other_layouts_of_images():
 
 
 @each_model
+def test_pickle(name):
+    """As `torch.save` of a whole model does, and a process that is handed one."""
+    model, inputs = example(name)
+    twin = pickle.loads(pickle.dumps(model))
+    assert torch.equal(twin(*inputs), model(*inputs))
+    assert len(list(twin.parameters())) == len(list(model.parameters()))
+
+
+@each_model
 @pytest.mark.parametrize("assign", [False, True], ids=["to_empty", "assign"])
 def test_from_meta_to_weights(name, assign):
     """A large model is built without memory and then filled; no table is forgotten."""
@@ -216,6 +233,16 @@ def test_from_meta_to_weights(name, assign):
             buffer.fill_(torch.nan)  # what to_empty gives may be anything
     empty.load_state_dict(model.state_dict(), assign=assign)
     assert torch.equal(empty(*inputs), model(*inputs))
+    assert len(list(empty.parameters())) == len(list(model.parameters())), "untied"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_another_dtype_are_assigned(dtype):
+    model, inputs = example("transformer")
+    weights = {k: v.to(dtype) for k, v in model.state_dict().items()}
+    expected = model(*inputs)
+    model.load_state_dict(weights, assign=True)
+    same(model(*inputs).float(), expected, 0.1)
 
 
 def test_positions_are_reset_in_their_dtype():

@@ -9,12 +9,15 @@ import os
 import pkgutil
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import typing
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -270,6 +273,17 @@ def test_muon_is_missed_in_words(monkeypatch):
         engine._optimizers(torch.nn.Linear(2, 2), Recipe(optimizer="muon"))
 
 
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_here(tmp_path, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    recipe = Recipe(out=str(tmp_path / "a"), device=device)
+    with pytest.raises(ValueError, match=f"device='{device}' is not here, only cpu"):
+        run(recipe)
+    with pytest.raises(ValueError, match=r"device must be one of .* got 'cpuu'"):
+        Recipe(device="cpuu")
+
+
 def test_augmentation_differs_between_pieces_and_keeps_shapes():
     recipe = Recipe(randaugment=2, flip=True, random_erasing=1.0, augment_group_size=2)
     augment = Augment(recipe, [0.5] * 3, [0.2] * 3, 10)
@@ -513,6 +527,56 @@ def test_a_run_is_not_overwritten(finished):
     with pytest.raises(FileExistsError, match="holds a run already"):
         run(tiny(path, EVERYTHING))
     assert (path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_model_whose_checkpoint_is_gone_is_not_overwritten(
+    tmp_path, finished, resume
+):
+    shutil.copytree(finished[0] / "run", tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    with pytest.raises(FileExistsError, match="holds a model, and no checkpoint"):
+        run(tiny(tmp_path, EVERYTHING), resume=resume)
+    assert_same(weights(tmp_path), weights(finished[0]))
+
+
+def test_other_classes_cannot_go_on(tmp_path):
+    for folder, names in (("pets", "cat dog"), ("fruit", "dog pear")):
+        for i, name in enumerate(names.split()):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for j in range(12):
+                picture = Image.new("RGB", (8, 8), (200 * i, 10 * j, 0))
+                picture.save(tmp_path / folder / name / f"{j}.png")
+    given = {"image_size": 8, "max_train_images": None, "val_size": 0.25, "epochs": 1}
+    recipe = tiny(tmp_path, **given, batch_size=4, data=tmp_path / "pets")
+    run(recipe)
+    other = dataclasses.replace(recipe, data=str(tmp_path / "fruit"), epochs=2)
+    with pytest.raises(ValueError, match=r"with classes \['cat', 'dog'\], .* 'pear'"):
+        run(other, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("epochs", 1.5, "int"),
+        ("epochs", True, "int"),
+        ("epochs", None, "int"),
+        ("lr", "0.1", "float"),
+        ("crop", 1, "bool"),
+        ("out", 3, "str"),
+        ("num_layers", "3", "int"),
+    ],
+)
+def test_settings_of_another_kind(name, value, kind):
+    with pytest.raises(TypeError, match=f"{name} must be {kind}, got "):
+        Recipe(**{name: value})
+
+
+def test_numbers_of_numpy_and_paths_become_plain():
+    recipe = Recipe(lr=np.float64(0.5), epochs=np.int64(3), out=Path("a"), mixup=1)
+    assert recipe == Recipe(lr=0.5, epochs=3, out="a", mixup=1.0)
+    kinds = [type(x) for x in (recipe.lr, recipe.epochs, recipe.out, recipe.mixup)]
+    assert kinds == [float, int, str, float]
 
 
 def test_a_finished_run_can_be_resumed_and_stays(finished):

@@ -97,7 +97,7 @@ def test_the_limit_keeps_proportions_and_what_is_held_out(folder):
     assert set(some.train.files) < set(whole.train.files)
     assert some.train.labels.sum() == 4
     with pytest.raises(
-        ValueError, match="max_train_images=1 is less than one image for each"
+        ValueError, match="max_train_images=1 must lie between the 2 classes and 34"
     ):
         load_pictures(folder, image_size=8, max_train_images=1)
 
@@ -182,6 +182,8 @@ def test_no_such_set():
         ({"val_size": 1.0}, "val_size must lie between 0 and 1, got 1.0"),
         ({"cache": "cloud"}, "cache must be 'auto', 'memory' or 'disk', got 'cloud'"),
         ({"image_size": 9}, "digits has images of 8 pixels, got image_size=9"),
+        ({"max_train_images": 9}, "max_train_images=9 must lie between the 10 classes"),
+        ({"max_train_images": 1610}, "max_train_images=1610 must lie .* and 1607"),
     ],
 )
 def test_wrong_options(options, message):
@@ -213,6 +215,17 @@ def test_pictures_of_all_kinds_become_colour_or_grey(tmp_path, mode):
     colour = square(6)(read(tmp_path / f"a.{kind}"))
     grey = square(6, channels=1)(read(tmp_path / f"a.{kind}"))
     assert (colour.shape, grey.shape) == ((3, 6, 6), (1, 6, 6))
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "L", "LA", "RGBA", "CMYK"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_numbers_of_a_palette_are_no_colours(mode, channels):
+    """A picture that was not opened by `read` is understood as well."""
+    pixels = torch.randint(0, 256, (9, 12, 3), dtype=torch.uint8).numpy()
+    picture = Image.fromarray(pixels).convert(mode)
+    same = picture.convert("RGB" if channels == 3 else "L")
+    found = square(6, channels)(picture)
+    assert torch.equal(found, square(6, channels)(same))
 
 
 def test_a_square_is_the_middle_of_the_picture():

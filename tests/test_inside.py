@@ -133,6 +133,37 @@ def test_model_is_left_as_it_was(fails):
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+def test_arguments_may_be_given_by_name_and_a_cache_is_refused():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = MultiHeadAttention(8, 2)
+
+        def forward(self, x, cache):
+            return self.attention(query=x, key=x, value=x, cache=cache)
+
+    x = torch.randn(2, 5, 8)
+    (weights,) = attention_maps(Named(), x, None)
+    assert weights.shape == (2, 2, 5, 5)
+    with pytest.raises(ValueError, match="a cache cannot be looked at: call without"):
+        attention_maps(Named(), x, {})
+
+
+def test_a_model_that_hides_its_attention_is_no_empty_list():
+    """Compiled code does not see hooks that come later; the same if no branch runs."""
+
+    class Skips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = MultiHeadAttention(8, 2)
+
+        def forward(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="no attention ran"):
+        attention_maps(Skips(), torch.randn(1, 2, 8))
+
+
 def test_nothing_to_look_at():
     with pytest.raises(ValueError, match="Linear has no MultiHeadAttention"):
         attention_maps(nn.Linear(2, 2), torch.randn(1, 2))
@@ -296,8 +327,10 @@ def test_deletion_restores_the_mode():
     images, labels = torch.rand(2, 1, 4, 6), torch.ones(2, dtype=torch.long)
     deletion_curve(model, images, labels, torch.rand(2, 6), patch_size=2)
     assert model.training
-    with pytest.raises(ValueError, match=r"\(2, 6\), got \(2, 5\) scores"):
+    with pytest.raises(ValueError, match=r"\(2, 6\) .* got \(2, 5\) scores"):
         deletion_curve(model, images, labels, torch.rand(2, 5), patch_size=2)
     with pytest.raises(ValueError, match="1 labels"):
         deletion_curve(model, images, labels[:1], torch.rand(2, 6), patch_size=2)
+    with pytest.raises(ValueError, match=r"labels \(2,\), got .* \(2, 1\) labels"):
+        deletion_curve(model, images, labels[:, None], torch.rand(2, 6), patch_size=2)
     assert model.training

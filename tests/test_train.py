@@ -328,6 +328,31 @@ def test_evaluation_is_exact(batch_size):
     assert 0.1 < found["accuracy"] < 0.9, "an easy case would test little"
 
 
+@pytest.mark.parametrize("use", [lambda *a: fit(*a, epochs=1), evaluate])
+def test_targets_that_are_columns_are_refused(use):
+    """They would be compared with each other's answers."""
+    data = torch.randn(6, 4), torch.randint(3, (6, 1))
+    with pytest.raises(ValueError, match=r"logits \(6, 3\) need targets \(6,\), got"):
+        use(nn.Linear(4, 3), data)
+
+
+def test_sums_in_half_precision_do_not_overflow():
+    model = nn.Linear(4, 3).half()
+    data = 1000 * torch.randn(5000, 4).half(), torch.randint(3, (5000,))
+    expected = F.cross_entropy(model(data[0]).float(), data[1]).item()
+    found = evaluate(model, data, batch_size=5000)["loss"]
+    assert math.isclose(found, expected, rel_tol=1e-4)
+
+
+def test_what_to_measure_with_is_looked_at_before_training():
+    model = nn.Linear(4, 3)
+    before = model.weight.clone()
+    good = torch.randn(6, 4), torch.randint(3, (6,))
+    with pytest.raises(ValueError, match=r"val must hold .* lengths \[5, 6\]"):
+        fit(model, good, epochs=1, val=(good[0][:5], good[1]))
+    assert torch.equal(model.weight, before)
+
+
 def test_evaluation_restores_the_modes():
     model = network()
     model[2].eval()  # a frozen part

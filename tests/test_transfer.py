@@ -117,6 +117,11 @@ def test_another_resolution_and_head(cache, online, published):
     assert model(torch.randn(1, 3, 32, 64)).shape == (1, 3)
 
 
+def test_no_classes_at_all(cache, online, published):
+    model = pretrained("vit_b_16", image_size=32, num_classes=0, progress=False)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 0)
+
+
 def test_no_network(cache, offline):
     with pytest.raises(OSError) as caught:
         pretrained("vit_b_16")

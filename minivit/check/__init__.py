@@ -18,23 +18,40 @@ Letters for shapes: B batch, L queries, S keys, E embed, H heads, D head, N patc
 K classes, V vocabulary.
 """
 
-from .functions import (
-    CATALOGUE,
-    accumulation,
-    attention,
-    causal_mask,
-    generate,
+from .dot_product import ATTENTION_MISTAKES, MASK_MISTAKES, attention
+from .formulas import (
+    LAYER_NORM_MISTAKES,
+    PATCHIFY_MISTAKES,
+    POSITION_MISTAKES,
     layer_norm,
-    padding_mask,
     patchify,
     sinusoidal_positions,
-    vocabulary,
 )
 from .heads import multi_head_attention
+from .loops import ACCUMULATION_MISTAKES, accumulation, generate, vocabulary
+from .masks import (
+    CAUSAL_MASK_MISTAKES,
+    PADDING_MASK_MISTAKES,
+    causal_mask,
+    padding_mask,
+)
 from .report import Finding, Report
 from .seq2seq import transformer
 from .stacks import decoder_layer, encoder_layer
 from .vision import vit
+
+# The known mistakes of each subject, as rows with what a `Finding` says (`check`,
+# `symptom`, `cause`, `look_at`) and with `fn`, which makes the mistake and is called
+# like the function under test.
+CATALOGUE = {
+    "attention": [*ATTENTION_MISTAKES, *MASK_MISTAKES],
+    "causal_mask": CAUSAL_MASK_MISTAKES,
+    "padding_mask": PADDING_MASK_MISTAKES,
+    "sinusoidal_positions": POSITION_MISTAKES,
+    "layer_norm": LAYER_NORM_MISTAKES,
+    "patchify": PATCHIFY_MISTAKES,
+    "accumulation": ACCUMULATION_MISTAKES,
+}
 
 __all__ = [
     "CATALOGUE",

@@ -25,21 +25,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     sys.path.insert(0, "")
     module_name, _, name = given.target.partition(":")
+    kwargs = _json(parser, "--kwargs", given.kwargs)
+    options = _json(parser, "--options", given.options)
+    checker = getattr(check, given.kind)
+    known = inspect.signature(checker).parameters
+    options = {k: v for k, v in kwargs.items() if k in known} | options
     try:
-        kwargs, options = json.loads(given.kwargs), json.loads(given.options)
         target: Any = importlib.import_module(module_name)
         for part in name.split("."):
             target = getattr(target, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        parser.error(f"cannot use {given.target!r}: {error}")
-    checker = getattr(check, given.kind)
-    if inspect.isclass(target) or kwargs:
-        target = target(**kwargs)
-    known = inspect.signature(checker).parameters
-    options = {k: v for k, v in kwargs.items() if k in known} | options
-    report = checker(target, **options)
+        if inspect.isclass(target) or kwargs:
+            target = target(**kwargs)
+        report = checker(target, **options)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        parser.error(f"cannot check {given.target!r} as {given.kind}: {error}")
     print(report)
     return 0 if report else 1
+
+
+def _json(parser: argparse.ArgumentParser, option: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        parser.error(f"{option} is no JSON: {error}")
+    if not isinstance(found, dict):
+        parser.error(f"{option} must be a JSON object, got {text}")
+    return found
 
 
 if __name__ == "__main__":

@@ -28,12 +28,13 @@ from .report import (
     SCALE_LINE,
     SOFTMAX_LINE,
     Finding,
+    Found,
     Report,
     checker,
     close,
     differs,
 )
-from .subject import Found, Mistake, Subject, check, expect
+from .subject import Mistake, Subject, check, expect
 
 FILL = "the value that hidden scores are filled with"
 
@@ -172,13 +173,13 @@ class Attention(Subject):
     @check("hidden row")
     def hidden_row(self) -> None:
         """A query that may look nowhere gets zeros, and no gradient is NaN."""
+        if not self.hidden_rows:
+            return
         nothing = self.mask.clone()
         nothing[0, 0, 2] = False
         q, k, v = inputs = with_gradients(self.inputs)
         output, _ = self.call(q, k, v, nothing)
         row = output[0, :, 2]
-        if not self.hidden_rows:
-            return
         expect(
             not row.isnan().any(),
             "a query that may look nowhere gives NaN",
@@ -336,7 +337,7 @@ def variant(
     weigh: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1),
     after: Scale = one,
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Build attention with one step replaced; masked rows are zero as in the house."""
+    """Build attention with one step replaced; masked rows are zero as in minivit."""
 
     def fn(
         q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None

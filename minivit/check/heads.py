@@ -38,7 +38,7 @@ def multi_head_attention(
     mask_dims: int = 2,
     causal: bool = False,
     batch_first: bool = True,
-    weights: Callable[..., Tensor] | None = None,
+    maps: Callable[..., Tensor] | None = None,
 ) -> Report:
     """Check a multi-head attention, any class with any weights.
 
@@ -54,26 +54,27 @@ def multi_head_attention(
         mask_dims: 2 for a mask (L, S), 3 for (B, L, S), 4 for (B, 1, L, S).
         causal: it hides the future by itself.
         batch_first: False if it takes (L, B, E).
-        weights: called as weights(x, mask), returns maps (B, H, L, L), if the class can
-            show them; by default `module.attend` of the house is used where it exists.
+        maps: called as maps(x, mask), returns its attention maps (B, H, L, L); by
+            default its method `attend`, if it has one like minivit's.
 
     Returns:
         The report.
 
     Raises:
+        TypeError: the module is no `nn.Module`.
         ValueError: a size that is needed is neither given nor an attribute.
     """
     return Heads(
         module,
-        embed_dim,
-        mask_name,
-        mask_means,
-        mask_dims,
-        batch_first,
-        causal,
-        weights,
-        num_heads,
-        arguments.split(),
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        arguments=arguments.split(),
+        mask_name=mask_name,
+        mask_means=mask_means,
+        mask_dims=mask_dims,
+        causal=causal,
+        batch_first=batch_first,
+        maps=maps,
     ).report()
 
 

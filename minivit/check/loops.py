@@ -24,7 +24,7 @@ PAD, BOS, EOS = 0, 1, 2
 def generate(
     fn: Callable[..., Tensor], *, includes_bos: bool = False, max_len: int = 8
 ) -> Report:
-    """Check a greedy decoder on small models of the house, whatever its insides.
+    """Check a greedy decoder on small minivit Transformers, whatever its insides.
 
     Args:
         fn: called as fn(model, src, bos_id=…, eos_id=…, max_len=…) with a
@@ -40,7 +40,7 @@ def generate(
 
 def small_model(seed: int, dropout: float = 0.0) -> Transformer:
     seed_all(seed)
-    sizes: dict[str, Any] = {"embed_dim": 16, "num_heads": 2, "num_layers": 1}
+    sizes: dict[str, Any] = {"embed_dim": 16, "num_layers": 1, "num_heads": 2}
     sizes |= {"src_vocab_size": 9, "tgt_vocab_size": 9, "mlp_dim": 16}
     model = Transformer(**sizes, dropout=dropout, tie_embeddings=False)
     nn.init.normal_(model.head.weight, std=1.0)

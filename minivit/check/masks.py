@@ -22,7 +22,8 @@ def causal_mask(fn: Callable[..., Tensor], *, mask_means: str = "look") -> Repor
         fn: called as fn(length), and as fn(query_len, key_len) if it takes two numbers;
             returns a mask that broadcasts to (L, S): bool, or float with -inf where
             hidden.
-        mask_means: "look" if True lets a query see a key, "hide" if it hides it.
+        mask_means: "look" if True lets a query see a key, "hide" if it hides it, "add"
+            if the mask is added to the scores (0 or -inf).
 
     Returns:
         The report.
@@ -41,7 +42,8 @@ def padding_mask(fn: Callable[..., Tensor], *, mask_means: str = "look") -> Repo
     Args:
         fn: called as fn(lengths, max_len) with integers (B,); returns a mask with B·S
             cells that broadcasts over heads and queries, such as (B, 1, 1, S).
-        mask_means: "look" if True lets a query see a key, "hide" if it hides it.
+        mask_means: "look" if True lets a query see a key, "hide" if it hides it, "add"
+            if the mask is added to the scores (0 or -inf).
 
     Returns:
         The report.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -43,13 +42,11 @@ from .properties import (
 from .report import (
     MASK_LINE,
     Finding,
-    Report,
     close,
     differs,
-    run,
 )
 from .scores import wrong_scores
-from .subject import Check, Subject, check, expect
+from .subject import Subject, check, expect
 
 
 @dataclass
@@ -59,14 +56,10 @@ class ModuleSubject(Subject):
     Attributes:
         module: the user's, which stays as it is.
         own: the copy, with other weights, in float64 where that can be.
-        needs: names of checks, and the option without which they are left out.
-        last: names of checks that run only if nothing was found before.
     """
 
     module: Any
     own: Any = field(init=False)
-    needs: ClassVar[dict[str, str]] = {}
-    last: ClassVar[tuple[str, ...]] = ()
 
     def on(self, m: Any, *inputs: Any, **options: Any) -> Tensor:
         """Call a copy of the module."""
@@ -74,17 +67,6 @@ class ModuleSubject(Subject):
 
     def call(self, *inputs: Any, **options: Any) -> Tensor:
         return self.on(self.own, *inputs, **options)
-
-    def report(self) -> Report:
-        """Run all checks that the options allow."""
-        checks = [
-            (c.name, partial(c.finding, self))
-            for c in vars(type(self)).values()
-            if isinstance(c, Check)
-            and getattr(self, self.needs.get(c.name, "name")) is not None
-        ]
-        last = [row for row in checks if row[0] in self.last]
-        return run(self.name, [row for row in checks if row not in last], last)
 
 
 @dataclass
@@ -255,7 +237,6 @@ class Model(ModuleSubject):
     fresh: bool
     inputs: tuple[Tensor, ...] = field(init=False)
     read: Tensor | None = field(init=False, default=None)
-    last = ("overfit",)
 
     def on(self, m: Any, *inputs: Tensor) -> Tensor:
         return tensor_in(m(*inputs))
@@ -283,5 +264,7 @@ class Model(ModuleSubject):
     @check("first loss")
     def first_loss(self) -> Finding | None:
         """Before training, the loss is near that of guessing."""
+        if not self.fresh:
+            return None
         fresh = eval_copy(self.module, dtype_of(self.own))
-        return large_first_loss(self.on(fresh, *self.inputs), self.fresh, self.read)
+        return large_first_loss(self.on(fresh, *self.inputs), self.read)

@@ -19,8 +19,8 @@ from ..attention import MultiHeadAttention
 from ..attention import causal_mask as _causal_mask
 from .report import (
     MASK_LINE,
-    CannotCheck,
     Finding,
+    Found,
     close,
     max_abs,
     negligible,
@@ -55,7 +55,7 @@ def copy_of(module: Any) -> Any:
     """Copy a module, also one that keeps tensors of its last call as attributes.
 
     Raises:
-        CannotCheck: it cannot be copied, or the copy would share its weights.
+        Found: it cannot be copied, or the copy would share its weights.
     """
     with copying():
         tensors, functions = _not_copied(module)
@@ -76,10 +76,10 @@ def copying() -> Iterator[None]:
     """Say of any error that it is the copying that fails, not the user's code."""
     try:
         yield
-    except CannotCheck:
+    except Found:
         raise
     except Exception as error:
-        raise CannotCheck(
+        raise Found(
             Finding(
                 "copy",
                 "the checker cannot copy this module, and checks nothing else",
@@ -143,17 +143,20 @@ def moved_copy(module: Any) -> Any:
     where they saturate a softmax, rounding decides which weights have a gradient.
 
     Raises:
-        CannotCheck: it cannot be copied, or a weight is no finite number.
+        Found: it cannot be copied, or a weight is no finite number.
     """
     if not isinstance(module, nn.Module):
-        return module
+        raise TypeError(
+            f"expected an nn.Module, got {type(module).__name__}: put a function into "
+            "the forward of a module that owns what it uses"
+        )
     own = copy_of(module)
     g = torch.Generator().manual_seed(0)
     with torch.no_grad(), copying():
         own.float().cpu().eval()
         for name, p in weights_of(own):
             if not p.isfinite().all():
-                raise CannotCheck(
+                raise Found(
                     Finding(
                         "weights",
                         f"{name} holds NaN or infinite numbers",
@@ -195,7 +198,7 @@ def in_double(own: Any, trial: Callable[..., Sequence[Tensor]], *inputs: Tensor)
     Returns:
         The module and the inputs.
     """
-    if not isinstance(own, nn.Module) or is_large(own):
+    if is_large(own):
         return own, *inputs
     try:
         with torch.no_grad():
@@ -286,8 +289,7 @@ def is_large(own: nn.Module) -> bool:
 
 
 def dtype_of(own: Any) -> torch.dtype:
-    weights = own.parameters() if isinstance(own, nn.Module) else ()
-    return next((p.dtype for p in weights if p.is_floating_point()), torch.float32)
+    return next((p.dtype for _, p in weights_of(own)), torch.float32)
 
 
 def without_positions(own: Any, *, tokens: bool = False) -> Any:
@@ -296,8 +298,6 @@ def without_positions(own: Any, *, tokens: bool = False) -> Any:
     With `tokens`, class tokens and their like are set to zero as well.
     """
     names = ("pos", "cls", "token") if tokens else ("pos",)
-    if not isinstance(own, nn.Module):
-        return None
     plain = copy_of(own)
     tables = [
         t
@@ -417,7 +417,7 @@ def not_repeatable(
     own: Any = None,
 ) -> Finding | None:
     """Repeat a call, often enough to meet what happens to one sample in ten."""
-    times = 3 if isinstance(own, nn.Module) and is_large(own) else 20
+    times = 3 if own is not None and is_large(own) else 20
     with torch.no_grad():
         before = call()
         if not all(close(before, call(), 1e-4) for _ in range(times)):
@@ -545,7 +545,7 @@ def always_differ(
     """
 
     def out(x: Any) -> Tensor:
-        m = copy_of(own).train(training) if isinstance(own, nn.Module) else own
+        m = copy_of(own).train(training)
         seed_all(1)
         return call(m, x)
 
@@ -601,8 +601,6 @@ def in_half(
 
 @torch.no_grad()
 def half_overflow(own: Any, call: Callable[..., Tensor], x: Tensor) -> Finding | None:
-    if not isinstance(own, nn.Module):
-        return None
     mask = _causal_mask(x.size(1))
     for dtype in (torch.bfloat16, torch.float16):
         m = copy_of(own).to(dtype)
@@ -639,8 +637,6 @@ def unreached(
         tables: look at the rows of tables of positions.
         part: of a linear map, 1 / part of the rows may die by chance, as with ReLU.
     """
-    if not isinstance(own, nn.Module):
-        return None
     out = call(0)
     known = {id(p) for p in own.parameters()}
     if any(id(leaf) not in known for leaf in leaves(out)):
@@ -663,7 +659,11 @@ def unreached(
 
 
 def total(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return a + b if a is not None and b is not None else a if b is None else b
+    if a is None:
+        return b
+    if b is None:
+        return a
+    return a + b
 
 
 def without_gradient(
@@ -763,7 +763,7 @@ def leaves(out: Tensor) -> list[Tensor]:
 
 def repeated_layer(own: Any) -> Finding | None:
     """Look for lists that hold one and the same layer several times."""
-    for name, m in own.named_modules() if isinstance(own, nn.Module) else ():
+    for name, m in own.named_modules():
         if isinstance(m, nn.ModuleList | nn.Sequential):
             heavy = [id(c) for c in m if next(c.parameters(), None) is not None]
             if len(set(heavy)) < len(heavy):
@@ -800,8 +800,6 @@ def no_activation(own: Any, call: Callable[[Any, float], Tensor]) -> Finding | N
 
     Only the activation breaks it. `call` takes the module and a sign for its input.
     """
-    if not isinstance(own, nn.Module):
-        return None
     plain = copy_of(own)
     for name, p in weights_of(plain):
         if is_shift(name) and is_vector(p) and p.numel() > 1:
@@ -821,8 +819,6 @@ def no_activation(own: Any, call: Callable[[Any, float], Tensor]) -> Finding | N
 @torch.no_grad()
 def lost_branch(own: Any, call: Callable[..., Tensor], x: Tensor) -> Finding | None:
     """Zero one matrix at a time: that silences one branch, never all of them."""
-    if not isinstance(own, nn.Module):
-        return None
     plain = copy_of(own)
     silence(plain, matrices=False)
     matrices = [p for _, p in weights_of(plain) if not is_vector(p)]
@@ -849,9 +845,8 @@ def lost_branch(own: Any, call: Callable[..., Tensor], x: Tensor) -> Finding | N
 @torch.no_grad()
 def unnormalised(own: Any, call: Callable[..., Tensor], x: Tensor) -> Finding | None:
     """Between pre-norm residuals, what is added does not grow with the input."""
-    if not isinstance(own, nn.Module) or not any(
-        "norm" in (name + type(m).__name__).lower() for name, m in own.named_modules()
-    ):
+    names = (name + type(m).__name__ for name, m in own.named_modules())
+    if not any("norm" in name.lower() for name in names):
         return None
     plain = copy_of(own)
     near, far = (call(plain, c * x) for c in (1e3, 1e5))
@@ -875,8 +870,6 @@ def unnormalised(own: Any, call: Callable[..., Tensor], x: Tensor) -> Finding | 
 @torch.no_grad()
 def broken_residual(own: Any, call: Callable[..., Tensor], x: Tensor) -> Finding | None:
     """With every matrix at zero the branches are silent: only the residual remains."""
-    if not isinstance(own, nn.Module):
-        return None
     plain = copy_of(own)
     silence(plain, matrices=False)
     normal = call(plain, x)
@@ -923,8 +916,6 @@ def probabilities(out: Tensor) -> Finding | None:
 @torch.no_grad()
 def bounded(own: Any, call: Callable[[Any], Tensor]) -> Finding | None:
     """Logits grow with the weights of the last map, unless something squashes them."""
-    if not isinstance(own, nn.Module):
-        return None
     with LinearMaps() as maps:
         before = call(own)
     if not maps.number or before.size(-1) < 2:
@@ -969,28 +960,22 @@ class LinearMaps(torch.overrides.TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def large_first_loss(
-    logits: Tensor, fresh: bool, read: Tensor | None = None
-) -> Finding | None:
+def large_first_loss(logits: Tensor, read: Tensor | None = None) -> Finding | None:
     """Compare the loss with that of guessing, ln K, plus some slack.
 
     This judges the weights themselves. A usual beginning exceeds ln K by 0.1 to 0.9,
     a tied N(0, 1) embedding by 1.3 if 8 wide, by 4 to 10 if 24 wide.
 
     Args:
-        logits: (..., K).
-        fresh: they are those of a model before training.
+        logits: (..., K), of a model before training.
         read: the tokens just read (...), whose logits are left out: a head that is tied
             to the embedding first expects them again, the more so the wider it is.
     """
-    if not fresh:
-        return None
     flat = logits.detach().flatten(0, -2)
     if read is not None:
         mean = flat.mean(-1, keepdim=True)  # (B·L, 1)
         flat = flat.scatter(1, read.reshape(-1, 1), mean)
-    every = torch.arange(flat.size(-1)).repeat(len(flat), 1)  # each class once a row
-    loss = float(F.cross_entropy(flat[:, :, None].expand(-1, -1, every.size(1)), every))
+    loss = -float(flat.log_softmax(-1).mean())  # over each class as the target
     expected = math.log(flat.size(-1))
     if loss < expected + (1.5 if read is None else 1.1):
         return None
@@ -1006,8 +991,6 @@ def cannot_overfit(
     model: Any, inputs: tuple[Tensor, ...], labels: Tensor
 ) -> Finding | None:
     """Train a copy on one batch: whatever can learn at all can learn that by heart."""
-    if not isinstance(model, nn.Module):
-        return None
     own = copy_of(model).float().cpu().train()
     for _, p in weights_of(own):
         p.requires_grad_()
@@ -1052,7 +1035,7 @@ def shown_weights(own: Any, x: Tensor, mask: dict[str, Any]) -> Tensor | None:
     return None
 
 
-def house_cached(own: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
+def cached_decoding(own: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
     if not all(hasattr(own, name) for name in ("encode", "decode", "new_cache")):
         return None
 

@@ -101,15 +101,14 @@ NOT_THEIRS = (
     os.path.dirname(torch.__file__) + os.sep,
 )
 
-Check = Callable[[], Finding | None]
 Given = ParamSpec("Given")
 
 
-class CannotCheck(Exception):
-    """Nothing can be said of the subject, for the reason that a finding names."""
+class Found(Exception):
+    """Ends the check that found something."""
 
     def __init__(self, finding: Finding) -> None:
-        super().__init__(finding.symptom)
+        super().__init__(finding)
         self.finding = finding
 
 
@@ -124,7 +123,7 @@ def checker(check: Callable[Given, Report]) -> Callable[Given, Report]:
         try:
             with usual_surroundings():
                 return check(*args, **options)
-        except CannotCheck as stop:
+        except Found as stop:
             return Report(check.__name__, [stop.finding.check], [stop.finding])
 
     return checked
@@ -133,8 +132,8 @@ def checker(check: Callable[Given, Report]) -> Callable[Given, Report]:
 @contextlib.contextmanager
 def usual_surroundings() -> Iterator[None]:
     """Set what a caller may have set otherwise, and the generators; put all back."""
-    dtype, python, arrays = torch.get_default_dtype(), random.getstate(), _numpy()
-    kept = arrays and arrays.get_state()
+    dtype, python, numpy_random = torch.get_default_dtype(), random.getstate(), _numpy()
+    kept = numpy_random and numpy_random.get_state()
     # Not by a context: inside of one, autocast would keep its casts of older weights.
     autocast = torch.is_autocast_enabled("cpu")
     with contextlib.ExitStack() as stack:
@@ -152,8 +151,8 @@ def usual_surroundings() -> Iterator[None]:
             torch.set_default_dtype(dtype)
             torch.set_autocast_enabled("cpu", autocast)
             random.setstate(python)
-            if arrays:
-                arrays.set_state(kept)
+            if numpy_random:
+                numpy_random.set_state(kept)
 
 
 def seed_all(number: int) -> None:
@@ -163,9 +162,9 @@ def seed_all(number: int) -> None:
     """
     torch.default_generator.manual_seed(number)
     random.seed(number)
-    arrays = _numpy()
-    if arrays:
-        arrays.seed(number)
+    numpy_random = _numpy()
+    if numpy_random:
+        numpy_random.seed(number)
 
 
 def _numpy() -> Any:
@@ -174,24 +173,17 @@ def _numpy() -> Any:
 
 
 def run(
-    subject: str,
-    checks: Sequence[tuple[str, Check]],
-    last: Sequence[tuple[str, Check]] = (),
+    subject: str, checks: Sequence[tuple[str, Callable[[], Finding | None]]]
 ) -> Report:
-    """Run the checks one by one, seeded; an exception is a finding, not a crash.
-
-    Those that any mistake may fail come `last`, and only if nothing was found before.
-    """
+    """Run the checks one by one, seeded; an exception is a finding, not a crash."""
     report = Report(subject)
-    for name, check in [*checks, *last]:
-        if (name, check) in last and report.findings:
-            break
+    for name, check in checks:
+        if name == "overfit" and report.findings:
+            break  # any mistake may fail it
         report.checks.append(name)
         try:
             seed_all(0)
             finding = check()
-        except CannotCheck as stop:
-            finding = stop.finding
         except Exception as error:
             finding = from_exception(name, error)
         if finding and finding.check not in {f.check for f in report.findings}:

@@ -13,8 +13,8 @@ from .modules import Model
 from .properties import (
     always_differ,
     batch_leak,
+    cached_decoding,
     cannot_overfit,
-    house_cached,
     in_double,
     leak_finding,
     moved_copy,
@@ -50,16 +50,22 @@ def transformer(
             judged by its weights as they are.
         cached: called as cached(src, tgt), returns the logits (B, L, V) as step-by-step
             decoding with the model's cache computes them. Models with `encode`,
-            `decode(…, cache=…)` and `new_cache` as the house's need none.
+            `decode(…, cache=…)` and `new_cache` like minivit's need none.
 
     Returns:
         The report.
 
     Raises:
+        TypeError: the model is no `nn.Module`.
         ValueError: a size that is needed is neither given nor an attribute.
     """
     return Seq2Seq(
-        model, fresh, src_vocab_size, tgt_vocab_size, pad_id, cached
+        model,
+        fresh=fresh,
+        src_vocab_size=src_vocab_size,
+        tgt_vocab_size=tgt_vocab_size,
+        pad_id=pad_id,
+        cached=cached,
     ).report()
 
 
@@ -178,7 +184,7 @@ class Seq2Seq(Model):
         expect_order("target", self.logits()[:, -1], swapped[:, -1])
 
     @check("padding")
-    def padding(self) -> None:
+    def padding(self) -> Finding | None:
         """Padding after the source changes nothing."""
         plain = self.logits()
 
@@ -187,7 +193,7 @@ class Seq2Seq(Model):
             return close(plain, self.call(longer, self.tgt), 1e-4)
 
         if ignores(self.pad_id):
-            return
+            return None
         other = next((i for i in self.usable.tolist()[:40] if ignores(i)), None)
         expect(
             other is None,
@@ -195,8 +201,8 @@ class Seq2Seq(Model):
             "the mask compares with the wrong id",
             "where the padding mask is made",
         )
-        expect(
-            False,
+        return Finding(
+            "padding",
             "appending padding to the source changes the logits",
             self.who_sees_padding(),
             "the padding mask and where it is handed over",
@@ -244,7 +250,7 @@ class Seq2Seq(Model):
     @check("cache")
     def cache(self) -> None:
         """Token by token, with a cache, the logits are the same."""
-        step = self.cached or house_cached(self.own)
+        step = self.cached or cached_decoding(self.own)
         if step is None:
             return
         got, want = step(*self.inputs), self.logits()

@@ -57,18 +57,19 @@ def encoder_layer(
         The report.
 
     Raises:
+        TypeError: the layer is no `nn.Module`.
         ValueError: E is neither given nor to be found.
     """
     return EncoderLayer(
         layer,
-        embed_dim,
-        mask_name,
-        mask_means,
-        mask_dims,
-        batch_first,
-        causal,
-        maps,
-        padding_name,
+        embed_dim=embed_dim,
+        mask_name=mask_name,
+        mask_means=mask_means,
+        mask_dims=mask_dims,
+        padding_name=padding_name,
+        causal=causal,
+        batch_first=batch_first,
+        maps=maps,
     ).report()
 
 
@@ -181,17 +182,18 @@ def decoder_layer(
         The report.
 
     Raises:
+        TypeError: the layer is no `nn.Module`.
         ValueError: E is neither given nor to be found.
     """
     return DecoderLayer(
         layer,
-        embed_dim,
-        mask_name,
-        mask_means,
-        mask_dims,
-        batch_first,
-        memory_mask_name=memory_mask_name,
+        embed_dim=embed_dim,
         arguments=arguments.split(),
+        mask_name=mask_name,
+        mask_means=mask_means,
+        mask_dims=mask_dims,
+        memory_mask_name=memory_mask_name,
+        batch_first=batch_first,
     ).report()
 
 

@@ -22,8 +22,6 @@ def broken_stream(own: Any, x: Tensor) -> Finding | None:
 
     The token that the head reads then shows, because no attention mixes it.
     """
-    if not isinstance(own, nn.Module):
-        return None
     plain = copy_of(own)
     layers = _layers(plain)
     first: list[Tensor] = []

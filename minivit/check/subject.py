@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
-from .report import Finding, Report, run
+from .report import Finding, Found, Report, run
 
 
 class Subject:
@@ -19,11 +19,17 @@ class Subject:
     """
 
     name: str
+    needs: ClassVar[dict[str, str]] = {}  # names of checks, and the option they need
 
     def report(self) -> Report:
-        """Run all checks."""
-        checks = [c for c in vars(type(self)).values() if isinstance(c, Check)]
-        return run(self.name, [(c.name, partial(c.finding, self)) for c in checks])
+        """Run all checks that the options allow."""
+        checks = [
+            (c.name, partial(c.finding, self))
+            for c in vars(type(self)).values()
+            if isinstance(c, Check)
+            and getattr(self, self.needs.get(c.name, "name")) is not None
+        ]
+        return run(self.name, checks)
 
 
 @dataclass(frozen=True)
@@ -43,14 +49,6 @@ class Check:
 def check(name: str) -> Callable[[Callable[[Any], Finding | None]], Check]:
     """Mark a method of a subject as a check."""
     return partial(Check, name)
-
-
-class Found(Exception):
-    """Ends the check that found something."""
-
-    def __init__(self, finding: Finding) -> None:
-        super().__init__(finding)
-        self.finding = finding
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +35,7 @@ from .subject import check, expect
 
 @checker
 def vit(
-    model: Callable[..., Any],
+    model: nn.Module,
     *,
     image_size: int | tuple[int, int] | None = None,
     in_channels: int | None = None,
@@ -64,10 +62,17 @@ def vit(
         The report.
 
     Raises:
+        TypeError: the model is no `nn.Module`.
         ValueError: a size that is needed is neither given nor to be found.
     """
     return ImageModel(
-        model, fresh, image_size, in_channels, num_classes, patch_size, norm_before_pool
+        model,
+        fresh=fresh,
+        image_size=image_size,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        patch_size=patch_size,
+        norm_before_pool=norm_before_pool,
     ).report()
 
 
@@ -96,17 +101,19 @@ class ImageModel(Model):
             ValueError: there is no such attribute.
         """
         model, side = self.module, self.image_size
-        house = getattr(model, "patch_embed", None)
-        if side is None and isinstance(model, _vit.ViT):
-            side = model.patch_embed.image_size
-            self.in_channels = model.patch_embed.in_channels
-            self.num_classes = model.head.out_features
-        side = side or getattr(model, "image_size", getattr(house, "img_size", None))
+        embed = getattr(model, "patch_embed", None)  # where timm and we keep them
+        for owner, name in (
+            (model, "image_size"),
+            (embed, "image_size"),
+            (embed, "img_size"),
+        ):
+            side = side or getattr(owner, name, None)
         if side is None:
             raise ValueError("image_size is needed: the model has no such attribute")
         height, width = (side, side) if isinstance(side, int) else side
         self.size = height, width
-        self.channels = self.in_channels or getattr(model, "in_channels", 3)
+        channels = getattr(model, "in_channels", getattr(embed, "in_channels", 3))
+        self.channels = self.in_channels or channels
         self.classes = size_of(model, "num_classes", self.num_classes)
 
     @cached_property
@@ -189,7 +196,7 @@ class ImageModel(Model):
     def norm(self) -> None:
         """The last normalisation stands where it is meant to."""
         before = self.norm_before_pool
-        if before is None or not isinstance(self.own, nn.Module):
+        if before is None:
             return
         dims = self.normalised_dims()
         expect(
@@ -231,7 +238,7 @@ class ImageModel(Model):
     @check("activation")
     def activation(self) -> Finding | None:
         """The model is no odd function."""
-        plain = without_positions(self.own, tokens=True)
+        plain = without_positions(self.own, tokens=True) or self.own
         return no_activation(plain, lambda m, sign: self.on(m, sign * self.x))
 
     @check("gradients")

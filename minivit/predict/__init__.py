@@ -1,4 +1,4 @@
-"""A trained model at work; also python -m minivit.predict vit_cifar10 photograph.jpg.
+"""A trained model at work; also `python -m minivit.predict vit_cifar10 picture.jpg`.
 
 Copy this folder together with checkpoint.py, images.py, data.py, vit.py, encoder.py,
 attention.py and layers.py into one folder, and weights/
@@ -56,6 +56,9 @@ def load(name: str | Path) -> Trained:
         ValueError: a file that is damaged, or that minivit did not write.
 
     Example:
+        import minivit
+        from PIL import Image
+
         model, classes, preprocess, about = minivit.load("vit_cifar10")
         logits = model(preprocess(Image.open("photograph.jpg"))[None])  # (1, K)
     """

@@ -7,11 +7,11 @@ So whatever moment a run is killed at, the last checkpoint leads to the same wei
 import itertools
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -20,8 +20,8 @@ from ..images import OnDisk, load_pictures, normalise, seed_from, statistics
 from ..vit import ViT
 from . import records
 from .augment import Augment, crop_file, random_crop
-from .loop import parameter_groups, warmup_cosine
-from .place import Place, choose_precision, computing_in, find_place, requests_to_stop
+from .loop import History, count, means, parameter_groups, sum_loss, warmup_cosine
+from .place import Place, autocast, choose_precision, find_place, requests_to_stop
 from .recipe import Recipe
 
 __all__ = ["run"]
@@ -29,7 +29,7 @@ __all__ = ["run"]
 
 def run(
     recipe: Recipe, *, resume: bool = False, progress: bool | None = None
-) -> records.History:
+) -> History:
     """Train a ViT as the recipe says, and write all of it into the recipe's folder.
 
     The folder gets `run.json` (recipe, command, hardware), `metrics.jsonl` (a line an
@@ -52,13 +52,19 @@ def run(
     Raises:
         ValueError: settings that do not fit each other or the data; a damaged
             checkpoint; a loss that is no longer finite.
-        FileExistsError: the folder holds a run, and `resume` was not asked for.
+        FileExistsError: the folder holds a run, and `resume` was not asked for; or a
+            model whose checkpoint is gone.
         OSError: the folder cannot be written; the last checkpoint is untouched.
     """
     if records.begun(recipe) and not resume:
         raise FileExistsError(
             f"{recipe.folder} holds a run already: go on with it (--resume), "
             "or name another folder (--out)"
+        )
+    if not records.begun(recipe) and (recipe.folder / "model.safetensors").exists():
+        raise FileExistsError(
+            f"{recipe.folder} holds a model, and no checkpoint to go on from: name "
+            "another folder (--out)"
         )
     with find_place(recipe.device) as place, requests_to_stop() as requests:
         return _Run(recipe, place, requests).train(progress)
@@ -73,18 +79,19 @@ class _Run:
         self._build_model()
         self.step = 0  # updates done
         self.totals = torch.zeros(3, device=place.device)  # loss, hits, images
-        self.history: records.History = {}
+        self.history: History = {}
         self.began = time.perf_counter()  # pauses left out
         self.stopped = False
         if records.begun(recipe):
             self._resume()
         if place.rank == 0:
             count = sum(p.numel() for p in self.model.parameters())
-            records.write_about(recipe, place, self.vit, count, self.images)
+            images = self.data["images"]
+            records.write_about(recipe, place, self.vit_args, count, images)
 
     def _load_data(self) -> None:
         recipe, place = self.recipe, self.place
-        with place.first_alone():  # it downloads, the others find the files
+        with place.main_process_first():  # it downloads, the others find the files
             self.pictures = load_pictures(
                 recipe.data,
                 image_size=recipe.image_size,
@@ -96,13 +103,17 @@ class _Run:
                 data_dir=recipe.data_dir,
             )
         train, val, classes = self.pictures
-        self.images = [len(train), len(val)]
+        self.data = {
+            "images": [len(train), len(val)],
+            "classes": classes,
+            "mark": self.pictures.mark,
+        }
         _check_batch_size(recipe, place, len(train))
         self.per_epoch = len(train) // recipe.batch_size  # what is left waits
         self.steps = recipe.epochs * self.per_epoch
         self.mean, self.std = statistics(train)
         images, _ = next(val.batches([torch.tensor([0])]))
-        self.vit = recipe.vit(images.size(3), images.size(1), len(classes))
+        self.vit_args = recipe.vit(images.size(3), images.size(1), len(classes))
         crop = random_crop(images.size(3)) if recipe.crop else None
         if crop and isinstance(train, OnDisk):  # from the whole picture
             train.transform, crop = crop_file(images.size(3)), None
@@ -113,7 +124,7 @@ class _Run:
     def _build_model(self) -> None:
         recipe, place = self.recipe, self.place
         torch.manual_seed(recipe.seed)
-        self.model = self.result = ViT(**self.vit).to(place.device)
+        self.model = self.result = ViT(**self.vit_args).to(place.device)
         self.optimizers = _optimizers(self.model, recipe)
         self.ema = None
         if recipe.ema_decay:
@@ -123,13 +134,13 @@ class _Run:
         self.precision = choose_precision(recipe.precision, place.device)
         scaled = self.precision == torch.float16
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=scaled)
-        self.shared = DistributedDataParallel(self.model) if place.size > 1 else None
-        network = self.shared or self.model
+        self.ddp = DistributedDataParallel(self.model) if place.world_size > 1 else None
+        network = self.ddp or self.model
         self.network = torch.compile(network) if recipe.compile else network
 
     # --- the loop -------------------------------------------------------------------
 
-    def train(self, progress: bool | None) -> records.History:
+    def train(self, progress: bool | None) -> History:
         """Do what is left to do."""
         from tqdm import tqdm
 
@@ -154,7 +165,7 @@ class _Run:
                     self._save()
                 elif self.step % 50 == 0:
                     self._check_finite()
-                    bar.set_postfix(loss=f"{_means(self.totals)[0]:.3f}")
+                    bar.set_postfix(loss=f"{means(self.totals)[0]:.3f}")
                 if self.stopped:
                     break
         if self.step == self.steps and self.place.rank == 0:
@@ -181,14 +192,14 @@ class _Run:
         found = torch.zeros(4, device=self.place.device)  # loss, hits, images, stop
         self.model.train()
         for i, (images, labels) in enumerate(pieces):
-            if self.shared:  # the processes meet at the last piece
-                self.shared.require_backward_grad_sync = i == len(pieces) - 1
+            if self.ddp:  # the processes meet at the last piece
+                self.ddp.require_backward_grad_sync = i == len(pieces) - 1
             found[:3] += self._add_gradient(images, labels)
         self._step()
         self.stopped = bool(self.requests)
-        if self.place.size > 1:
+        if self.place.world_size > 1:
             found[3] = self.stopped
-            self.place.add_up(found)
+            self.place.all_reduce(found)
             self.stopped = bool(found[3] > 0)
         self.totals += found[:3]
         self.step += 1
@@ -201,18 +212,14 @@ class _Run:
             labels.to(place.device),
             mix=self.step < self.steps - recipe.mixup_off_epochs * self.per_epoch,
         )
-        with computing_in(self.precision, place.device):
+        with autocast(self.precision, place.device):
             logits = self.network(images)  # (B, K)
-        loss = F.cross_entropy(
-            logits.float(),
-            targets,
-            label_smoothing=recipe.label_smoothing,
-            reduction="sum",
-        )
+        smoothing = recipe.label_smoothing
+        loss = sum_loss(logits, targets, label_smoothing=smoothing)
         # Processes are averaged, pieces added: this makes the batch's mean.
-        share = loss * (place.size / recipe.batch_size)
+        share = loss * (place.world_size / recipe.batch_size)
         self.scaler.scale(share).backward()
-        return _count(loss, logits, targets)
+        return count(loss, logits, targets)
 
     def _step(self) -> None:
         """Make the step that the gradient tells, at the rate of this update."""
@@ -225,8 +232,7 @@ class _Run:
                 group["lr"] = _rate(self.step, self.steps, self.recipe)
             self.scaler.step(optimizer)
         self.scaler.update()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad()
         if self.ema:
             self.ema.update_parameters(self.model)
 
@@ -235,7 +241,7 @@ class _Run:
         self._check_finite()
         first, began = self.epoch_began
         trained = time.perf_counter() - began
-        train_loss, train_accuracy = _means(self.totals)
+        train_loss, train_accuracy = means(self.totals)
         val_loss, val_accuracy = self._evaluate()
         row = {
             "epoch": self.step // self.per_epoch,
@@ -251,7 +257,7 @@ class _Run:
             ),
         }
         if self.place.device.type == "cuda":
-            row["memory"] = torch.cuda.max_memory_allocated()
+            row["memory"] = torch.cuda.max_memory_allocated(self.place.device)
         for name, value in row.items():
             self.history.setdefault(name, []).append(value)
         self.totals.zero_()
@@ -268,12 +274,11 @@ class _Run:
         self.result.eval()
         for images, labels in self.val_set.batches(rows.split(500)):
             labels = labels.to(device)
-            with computing_in(self.precision, device):
+            with autocast(self.precision, device):
                 logits = self.result(self.normalise(images.to(device)))
-            loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-            found += _count(loss, logits, labels)
-        self.place.add_up(found)
-        return _means(found)
+            found += count(sum_loss(logits, labels), logits, labels)
+        self.place.all_reduce(found)
+        return means(found)
 
     # --- what is kept ---------------------------------------------------------------
 
@@ -295,18 +300,18 @@ class _Run:
                 "totals": self.totals,
                 "history": self.history,
             }
-            records.save(self.recipe, self.images, progress, self._parts())
+            records.save(self.recipe, self.data, progress, self._parts())
         self.saved = time.perf_counter()
 
     def _resume(self) -> None:
-        done = records.resume(self.recipe, self.place, self.images, self._parts())
+        done = records.resume(self.recipe, self.place, self.data, self._parts())
         self.step, self.history = done["step"], done["history"]
         self.totals.copy_(done["totals"])
         self.began -= done["seconds"]
 
     def _finish(self) -> None:
         about = {
-            "vit": self.vit,
+            "vit": self.vit_args,
             "classes": self.pictures.classes,
             "mean": self.mean,
             "std": self.std,
@@ -331,59 +336,41 @@ class _Run:
                 )
 
 
-def _count(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """Put the sum of the losses beside the numbers of hits and of images."""
-    likeliest = targets.argmax(1) if targets.is_floating_point() else targets
-    hits = (logits.detach().argmax(1) == likeliest).sum()
-    return torch.stack([loss.detach(), hits, hits.new_tensor(len(targets))])
-
-
-def _means(totals: Tensor) -> tuple[float, float]:
-    loss_sum, hits, count = totals.tolist()
-    return loss_sum / count, hits / count
-
-
 def _check_batch_size(recipe: Recipe, place: Place, images: int) -> None:
     if recipe.batch_size > images:
         raise ValueError(
             f"batch_size={recipe.batch_size} is more than the {images} images "
             "to train on"
         )
-    if recipe.batch_size < place.size * recipe.grad_accum_steps:
+    if recipe.batch_size < place.world_size * recipe.grad_accum_steps:
         raise ValueError(
-            f"batch_size={recipe.batch_size} cannot be divided among {place.size} "
-            f"processes in {recipe.grad_accum_steps} pieces each"
+            f"batch_size={recipe.batch_size} cannot be divided among "
+            f"{place.world_size} processes in {recipe.grad_accum_steps} pieces each"
         )
 
 
-def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, if asked for; AdamW for all else."""
+def _optimizers(model: ViT, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the encoder, if asked for; AdamW for all else."""
     groups = parameter_groups(model, recipe.weight_decay)
-    optimizers: list[torch.optim.Optimizer] = []
-    if recipe.optimizer == "muon":
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(
-                "optimizer='muon' needs torch 2.9 or newer, "
-                f"this is {torch.__version__}"
-            )
-        blocks = [
-            p
-            for name, p in model.named_parameters()
-            if name.startswith("encoder.") and p.ndim == 2
-        ]
-        # With this choice the steps are as large as AdamW's: one rate serves both.
-        muon = torch.optim.Muon(
-            blocks,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
+    adamw = partial(torch.optim.AdamW, lr=recipe.lr, fused=True)
+    if recipe.optimizer == "adamw":
+        return [adamw(groups)]
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(
+            f"optimizer='muon' needs torch 2.9 or newer, this is {torch.__version__}"
         )
-        optimizers.append(muon)
-        taken = {id(p) for p in blocks}
-        for group in groups:
-            group["params"] = [p for p in group["params"] if id(p) not in taken]
-    optimizers.append(torch.optim.AdamW(groups, lr=recipe.lr, fused=True))
-    return optimizers
+    matrices = [p for p in model.encoder.parameters() if p.ndim == 2]
+    taken = set(matrices)
+    for group in groups:
+        group["params"] = [p for p in group["params"] if p not in taken]
+    # With this choice the steps are as large as AdamW's: one rate serves both.
+    muon = torch.optim.Muon(
+        matrices,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, adamw(groups)]
 
 
 def _rate(step: int, steps: int, recipe: Recipe) -> float:

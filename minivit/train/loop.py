@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from ..data import check_finite
 
-__all__ = ["evaluate", "fit", "warmup_cosine"]
+__all__ = ["evaluate", "fit", "parameter_groups", "warmup_cosine"]
 
 Data = Sequence[Tensor]
+
+# What is measured in training: for each figure, such as "val_loss", a list with one
+# entry an epoch.
 History = dict[str, list[float]]
 
 
@@ -77,6 +80,8 @@ def fit(
     from tqdm import tqdm  # .auto warns in notebooks without widgets
 
     _check_data("train", train)
+    if val is not None:
+        _check_data("val", val)
     _check_settings(epochs, batch_size, label_smoothing)
     steps = epochs * math.ceil(len(train[0]) / batch_size)
     groups = parameter_groups(model, weight_decay)
@@ -91,23 +96,24 @@ def fit(
         torch.manual_seed(seed)
         for epoch in range(1, epochs + 1):
             model.train()
-            tally = _Tally(ignore_index)
+            totals = torch.zeros(3, device=device)  # loss, hits, targets
             for rows in torch.randperm(len(train[0])).split(batch_size):
                 batch = [x[rows].to(device) for x in train]
                 *inputs, targets = transform(*batch) if transform else batch
                 logits = model(*inputs)
-                loss = _loss(logits, targets, ignore_index, label_smoothing)
-                _check_loss(loss, epoch, lr)
+                loss = sum_loss(logits, targets, ignore_index, label_smoothing)
+                found = count(loss, logits, targets, ignore_index)
+                _check_loss(found, epoch, lr, ignore_index)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                (loss / found[2]).backward()
                 if clip_grad:
                     nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
                 optimizer.step()
                 scheduler.step()
-                tally.add(loss, logits, targets)
+                totals += found
                 bar.update()
             row = {"epoch": epoch, "lr": float(scheduler.get_last_lr()[0])}
-            row |= tally.means("train_")
+            row["train_loss"], row["train_accuracy"] = means(totals)
             if val is not None:
                 found = evaluate(model, val, ignore_index=ignore_index)
                 row |= {f"val_{name}": value for name, value in found.items()}
@@ -138,30 +144,30 @@ def evaluate(
         targets that count.
 
     Raises:
-        ValueError: data of unequal length, empty, not finite, or without a target that
-            counts.
+        ValueError: `batch_size` is below one; data of unequal length, empty, not
+            finite, or without a target that counts.
     """
     _check_data("data", data)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     device = next(model.parameters()).device
     modes = [(module, module.training) for module in model.modules()]
-    tally = _Tally(ignore_index)
+    totals = torch.zeros(3, device=device)  # loss, hits, targets
     model.eval()
     try:
         for start in range(0, len(data[0]), batch_size):
             batch = [x[start : start + batch_size].to(device) for x in data]
             *inputs, targets = batch
-            if (targets == ignore_index).all():  # the mean over no target is NaN
-                continue
             logits = model(*inputs)
-            tally.add(_loss(logits, targets, ignore_index), logits, targets)
+            loss = sum_loss(logits, targets, ignore_index)
+            totals += count(loss, logits, targets, ignore_index)
     finally:
         for module, training in modes:  # parts may be frozen in eval mode
             module.training = training
-    if tally.count == 0:
+    if totals[2] == 0:
         raise ValueError(f"all targets are {ignore_index}, which does not count")
-    return tally.means()
+    loss, accuracy = means(totals)
+    return {"loss": loss, "accuracy": accuracy}
 
 
 def warmup_cosine(step: int, steps: int, warmup_ratio: float = 0.1) -> float:
@@ -190,57 +196,70 @@ def warmup_cosine(step: int, steps: int, warmup_ratio: float = 0.1) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Decay the weights of maps and embeddings; leave all else alone."""
+    """Decay the weights of maps and embeddings; leave all else alone.
+
+    Args:
+        model: whose parameters.
+        weight_decay: of the first group.
+
+    Returns:
+        Two groups, for an optimizer.
+
+    Raises:
+        ValueError: no parameter requires a gradient.
+    """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise ValueError("the model has no parameter that requires a gradient")
     weights = [p for name, p in named if "weight" in name and p.ndim >= 2]
-    others = [p for name, p in named if not ("weight" in name and p.ndim >= 2)]
+    others = [p for name, p in named if "weight" not in name or p.ndim < 2]
     return [
         {"params": weights, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
 
 
-class _Tally:
-    """Loss and accuracy of many batches, as means over all targets that count."""
-
-    def __init__(self, ignore_index: int) -> None:
-        self.ignore_index = ignore_index
-        self.loss = self.hits = self.count = 0.0
-
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        if targets.is_floating_point():  # probabilities, from mixup
-            targets = targets.argmax(dim=-1)
-        counts = targets != self.ignore_index
-        hits = (logits.argmax(dim=-1) == targets) & counts
-        self.loss += loss.item() * int(counts.sum())
-        self.hits += int(hits.sum())
-        self.count += int(counts.sum())
-
-    def means(self, prefix: str = "") -> dict[str, float]:
-        return {
-            f"{prefix}loss": self.loss / self.count,
-            f"{prefix}accuracy": self.hits / self.count,
-        }
-
-
-def _loss(
-    logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float = 0.0
+def sum_loss(
+    logits: Tensor,
+    targets: Tensor,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    if targets.is_floating_point():
-        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-    if (targets == ignore_index).all():
+    """Sum the cross-entropy over all targets that count, in float32 or better."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if targets.is_floating_point():  # probabilities, from mixup
+        return F.cross_entropy(
+            logits, targets, label_smoothing=label_smoothing, reduction="sum"
+        )
+    if logits.shape[:-1] != targets.shape:
         raise ValueError(
-            f"all targets of a batch are {ignore_index}, which does not count: "
-            "nothing can be learnt from it"
+            f"logits {tuple(logits.shape)} need targets {tuple(logits.shape[:-1])}, "
+            f"got {tuple(targets.shape)}"
         )
     return F.cross_entropy(
         logits.flatten(0, -2),
         targets.flatten(),
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
+        reduction="sum",
     )
+
+
+def count(
+    loss: Tensor, logits: Tensor, targets: Tensor, ignore_index: int = -100
+) -> Tensor:
+    """Put the sum of the losses beside the numbers of hits and of targets."""
+    if targets.is_floating_point():
+        targets = targets.argmax(dim=-1)
+    counts = targets != ignore_index
+    hits = (logits.detach().argmax(dim=-1) == targets) & counts
+    return torch.stack([loss.detach(), hits.sum(), counts.sum()])
+
+
+def means(totals: Tensor) -> tuple[float, float]:
+    """Loss and accuracy of what `count` counted."""
+    loss, hits, number = totals.tolist()
+    return loss / number, hits / number
 
 
 def _check_settings(epochs: int, batch_size: int, label_smoothing: float) -> None:
@@ -252,10 +271,16 @@ def _check_settings(epochs: int, batch_size: int, label_smoothing: float) -> Non
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
 
 
-def _check_loss(loss: Tensor, epoch: int, lr: float) -> None:
-    if not loss.isfinite():
+def _check_loss(found: Tensor, epoch: int, lr: float, ignore_index: int) -> None:
+    loss, _, number = found.tolist()
+    if number == 0:
         raise ValueError(
-            f"the loss is {loss.item()} in epoch {epoch}: "
+            f"all targets of a batch are {ignore_index}, which does not count: "
+            "nothing can be learnt from it"
+        )
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"the loss is {loss} in epoch {epoch}: "
             f"lower lr={lr} or look for NaN in the model"
         )
 

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 __all__ = [
     "Place",
     "choose_precision",
-    "computing_in",
+    "autocast",
     "find_place",
     "hardware",
     "requests_to_stop",
@@ -25,40 +25,49 @@ __all__ = [
 
 
 class Place(NamedTuple):
-    """Where this process computes, and which of how many it is."""
+    """Where this process computes, and which of how many it is.
+
+    Attributes:
+        device: of this process.
+        rank: its number, from 0.
+        world_size: how many processes there are.
+    """
 
     device: torch.device
     rank: int
-    size: int
+    world_size: int
 
     def share(self, rows: Tensor) -> Tensor:
         """Take the rows that are this process's."""
-        return rows[self.rank :: self.size]
+        return rows[self.rank :: self.world_size]
 
-    def add_up(self, numbers: Tensor) -> None:
+    def all_reduce(self, numbers: Tensor) -> None:
         """Add the numbers of all processes, in place."""
-        if self.size > 1:
+        if self.world_size > 1:
             dist.all_reduce(numbers)
 
     @contextlib.contextmanager
-    def first_alone(self) -> Iterator[None]:
-        """Let the first process go ahead, and the others follow."""
-        if self.size > 1 and self.rank > 0:
+    def main_process_first(self) -> Iterator[None]:
+        """For a `with` block: the first process goes ahead, the others follow."""
+        if self.world_size > 1 and self.rank > 0:
             dist.barrier()
         yield
-        if self.size > 1 and self.rank == 0:
+        if self.world_size > 1 and self.rank == 0:
             dist.barrier()
 
 
 @contextlib.contextmanager
 def find_place(device_name: str) -> Iterator[Place]:
-    """Find the device, and under torchrun the other processes.
+    """For a `with` block: find the device, and under torchrun the other processes.
 
     Args:
         device_name: "cuda", "mps", "cpu", or "auto" for the first of them that is here.
 
     Yields:
         The place of this process.
+
+    Raises:
+        ValueError: this machine has no such device.
     """
     device = _device(device_name)
     if "WORLD_SIZE" not in os.environ:
@@ -76,7 +85,7 @@ def find_place(device_name: str) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def requests_to_stop() -> Iterator[list[int]]:
-    """Collect SIGTERM and Ctrl-C; a second one acts at once, as without us.
+    """For a `with` block: collect SIGTERM and Ctrl-C; a second one acts at once.
 
     Yields:
         A list, to which the number of a signal is added when it comes.
@@ -102,10 +111,10 @@ def requests_to_stop() -> Iterator[list[int]]:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Choose the numbers of matrix products.
+    """Choose the dtype of matrix products.
 
     Args:
-        name: of the dtype; "auto" takes half precision on a GPU.
+        name: of the dtype; "auto" takes half precision with CUDA.
         device: where they are computed.
 
     Returns:
@@ -120,8 +129,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def computing_in(precision: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Compute matrix products in a precision.
+def autocast(precision: torch.dtype, device: torch.device) -> Iterator[None]:
+    """For a `with` block: compute matrix products in a precision.
 
     Args:
         precision: float32 changes nothing.
@@ -158,7 +167,7 @@ def hardware(place: Place) -> dict[str, Any]:
         "processor": name,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "processes": place.size,
+        "processes": place.world_size,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
@@ -168,8 +177,11 @@ def hardware(place: Place) -> dict[str, Any]:
 
 
 def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
+    here = ["cpu"]
+    if torch.backends.mps.is_available():
+        here.insert(0, "mps")
     if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        here.insert(0, "cuda")
+    if name not in ("auto", *here):
+        raise ValueError(f"device={name!r} is not here, only {' and '.join(here)}")
+    return torch.device(here[0] if name == "auto" else name)

@@ -3,8 +3,9 @@
 import dataclasses
 import shlex
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from ..vit import SIZES
 
@@ -28,6 +29,7 @@ class Recipe:
     """What to train, on what, and how: the options of `python -m minivit.train`.
 
     Raises:
+        TypeError: a value of another kind.
         ValueError: a value out of range, an unknown choice.
     """
 
@@ -120,10 +122,12 @@ class Recipe:
     split_seed: int = _option(0, "of the division")
     seed: int = _option(0, "of everything else")
 
-    device: str = _option("auto", "auto, cuda, mps or cpu")
+    device: str = _option(
+        "auto", "where to compute", choices=("auto", "cuda", "mps", "cpu")
+    )
     precision: str = _option(
         "auto",
-        "of matrix products; auto: bfloat16 or float16 on a GPU, else float32",
+        "of matrix products; auto: bfloat16 or float16 with CUDA, else float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     compile: bool = _option(False, "use torch.compile")
@@ -145,8 +149,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        kinds = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
+            name = field.name
+            value = _plain(name, getattr(self, name), kinds[name])
+            object.__setattr__(self, name, value)  # the dataclass is frozen
             choices, within = field.metadata["choices"], field.metadata["within"]
             if choices and value not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {value!r}")
@@ -207,6 +214,17 @@ class Recipe:
             "layer_scale": self.layer_scale,
             "pool": self.pool,
         }
+
+
+def _plain(name: str, value: Any, kind: Any) -> Any:
+    """Make a plain number or text of what others have: of NumPy's, of paths."""
+    kind, *none = get_args(kind) or (kind,)  # int | None
+    if value is None and none:
+        return None
+    like = {int: Integral, float: Real, str: str | Path, bool: bool}[kind]
+    if not isinstance(value, like) or isinstance(value, bool) is not (kind is bool):
+        raise TypeError(f"{name} must be {kind.__name__}, got {value!r}")
+    return kind(value)
 
 
 def _lies_in(interval: str, value: float) -> bool:

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..plots import learning_curves
+from .loop import History
 from .place import Place, hardware
 from .recipe import Recipe
 
-__all__ = ["History", "begun", "finish", "resume", "save", "write_about"]
-
-History = dict[str, list[float]]
+__all__ = ["begun", "finish", "resume", "save", "write_about"]
 
 # What may differ between a run and its continuation: where it computes, not what, and
 # how long: the schedule then follows the new number of epochs.
@@ -56,7 +55,7 @@ def write_about(
         images: how many to train on and to measure with.
     """
     about = {
-        "command": recipe.command(place.size),
+        "command": recipe.command(place.world_size),
         "hardware": hardware(place),
         "recipe": dataclasses.asdict(recipe),
         "vit": vit,
@@ -70,7 +69,7 @@ def write_about(
 
 def save(
     recipe: Recipe,
-    images: list[int],
+    data: dict[str, Any],
     progress: dict[str, Any],
     parts: Mapping[str, checkpoint.Stateful],
 ) -> None:
@@ -78,11 +77,12 @@ def save(
 
     Args:
         recipe: all settings.
-        images: how many to train on and to measure with.
+        data: "images", how many to train on and to measure with; "classes", their
+            names; "mark", which tells this division from others.
         progress: "step", "seconds", "totals" and "history".
         parts: all else that changes in training.
     """
-    extra = {"recipe": dataclasses.asdict(recipe), "images": images, **progress}
+    extra = {"recipe": dataclasses.asdict(recipe), **data, **progress}
     checkpoint.save(recipe.folder / "checkpoint.pt", extra=extra, **parts)
     _write_metrics(recipe, progress["history"])
 
@@ -90,7 +90,7 @@ def save(
 def resume(
     recipe: Recipe,
     place: Place,
-    images: list[int],
+    data: dict[str, Any],
     parts: Mapping[str, checkpoint.Stateful],
 ) -> dict[str, Any]:
     """Read `checkpoint.pt`, if it belongs to this recipe, and put the parts back.
@@ -98,14 +98,14 @@ def resume(
     Args:
         recipe: all settings.
         place: where this process computes.
-        images: how many to train on and to measure with.
+        data: as in `save`.
         parts: as in `save`.
 
     Returns:
         What `save` was given as progress.
 
     Raises:
-        ValueError: it was made with other settings or images, or is damaged.
+        ValueError: it was made with other settings or data, or is damaged.
     """
     path = recipe.folder / "checkpoint.pt"
     extra = checkpoint.load(path)
@@ -113,12 +113,13 @@ def resume(
         before = extra["recipe"].get(name, getattr(Recipe, name))  # a new option
         if name not in MAY_CHANGE and value != before:
             raise ValueError(f"{path} was made with {name}={before!r}, got {value!r}")
-    if images != extra["images"]:
-        raise ValueError(
-            f"{path} was made with {extra['images']} images to train on and "
-            f"to measure with, {recipe.data} has {images}"
-        )
-    epochs = extra["step"] / (images[0] // recipe.batch_size)
+    for name, value in data.items():
+        before = extra.get(name, value)  # older checkpoints know the images only
+        if value != before:
+            raise ValueError(
+                f"{path} was made with {name} {before}, {recipe.data} has {value}"
+            )
+    epochs = extra["step"] / (data["images"][0] // recipe.batch_size)
     if epochs > recipe.epochs:
         raise ValueError(
             f"{path} is {int(epochs)} epochs old already, got epochs={recipe.epochs}"

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from minivit.check.functions import CATALOGUE
+from minivit.check import CATALOGUE
 
 from . import MUTANTS, Mutant, mutant
 
