@@ -33,7 +33,8 @@ def attention(
 
     Returns:
         output: (..., L, Dv) one mixture of values a query.
-        weights: (..., L, S) the mixing weights; each row sums to one.
+        weights: (..., L, S) the mixing weights; each row sums to one, or to zero where
+            the query may look nowhere.
 
     Raises:
         TypeError: the mask is not bool.
@@ -115,11 +116,11 @@ def padding_mask(lengths: Tensor, max_len: int | None = None) -> Tensor:
 
 
 class MultiHeadAttention(nn.Module):
-    """Several attentions side by side, each on its own share of the width.
+    """Several attentions side by side: each reads all features and makes D of its own.
 
     Args:
         embed_dim: E, width of the tokens.
-        num_heads: H, must divide E; each head works on D = E / H features.
+        num_heads: H, must divide E; each head works on D = E / H features of its own.
         dropout: probability of dropping an attention weight while training.
         bias: whether the four projections have a bias.
 
@@ -179,8 +180,8 @@ class MultiHeadAttention(nn.Module):
 
         Raises:
             TypeError: the mask is not bool.
-            ValueError: a mask of three dimensions, other values than keys, or as
-                `project`.
+            ValueError: a mask of three dimensions, keys and values of different shape,
+                or as `project`.
         """
         q, k, v = self.project(query, key, value, cache=cache)
         if mask is not None:

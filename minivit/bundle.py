@@ -3,7 +3,7 @@
     python -m minivit.bundle vit > vit_single.py
     python -m minivit.bundle vit --bare > vit_single.py
 
-The files that a room imports are written below each other; what nothing in it uses
+The files that a module imports are written below each other; what nothing in it uses
 stays behind.
 """
 
@@ -13,56 +13,65 @@ import re
 import textwrap
 from pathlib import Path
 
-__all__ = ["ROOMS", "bundle"]
+__all__ = ["MODULES", "bundle"]
 
 # What can be carried off: a file of the package, and what it imports of it.
-ROOMS = ("attention", "layers", "positions", "encoder", "decoder", "transformer", "vit")
+MODULES = (
+    "attention",
+    "layers",
+    "positions",
+    "encoder",
+    "decoder",
+    "transformer",
+    "vit",
+)
 LICENCE = "# From minivit. MIT License, copyright (c) 2026 the minivit authors."
 FOLDER = Path(__file__).resolve().parent
 WIDTH = 100  # of a line without comments
 GLUE = "\N{NO-BREAK SPACE}"
 
 
-def bundle(room: str, *, bare: bool = False) -> str:
-    """Write a room, and what it uses of the package, as one file.
+def bundle(module: str, *, bare: bool = False) -> str:
+    """Write a file of the package, and what it uses of the others, as one file.
 
     Args:
-        room: one of `ROOMS`.
-        bare: leave out docstrings, comments and type hints, functions that the room's
-            classes do not call, and methods that only others would call.
+        module: one of `MODULES`.
+        bare: leave out docstrings, comments and type hints, functions that the
+            module's classes do not call, and methods that only others would call.
 
     Returns:
         Source code that imports torch and Python's own library only.
 
     Raises:
-        ValueError: an unknown room.
+        ValueError: an unknown module.
     """
-    if room not in ROOMS:
-        raise ValueError(f"room must be one of {', '.join(ROOMS)}, got {room!r}")
-    files = _files(room)
-    modules = [ast.parse(text) for text in files.values()]
+    if module not in MODULES:
+        raise ValueError(f"module must be one of {', '.join(MODULES)}, got {module!r}")
+    files = _files(module)
+    trees = [ast.parse(text) for text in files.values()]
     if bare:
-        modules = _stripped(modules)
-    wanted = {name for name in _exports(files[room]) if not bare or name[0].isupper()}
-    used = _reachable(wanted or set(_exports(files[room])), modules)
+        trees = _stripped(trees)
+    public = _exports(files[module])
+    wanted = {name for name in public if not bare or name[0].isupper()}
+    used = _reachable(wanted or set(public), trees)
 
-    blocks = [_imports(modules, used)]
-    for module, text in zip(modules, files.values(), strict=True):
-        for node in module.body:
+    blocks = [_imports(trees, used)]
+    for tree, text in zip(trees, files.values(), strict=True):
+        for node in tree.body:
             if _name(node) in used:
                 block = _wrapped(ast.unparse(node)) if bare else _source(text, node)
                 blocks.append(block)
-    head = LICENCE if bare else f"{LICENCE}\n{_introduction(files[room])}"
+    head = LICENCE if bare else f"{LICENCE}\n{_introduction(files[module])}"
     return head + "\n\n" + "\n\n\n".join(blocks) + "\n"
 
 
-def _files(room: str) -> dict[str, str]:
-    """Read a room and all that it imports, the lowest first."""
-    text = (FOLDER / f"{room}.py").read_text("utf-8")
+def _files(module: str) -> dict[str, str]:
+    """Read a file and all that it imports, the lowest first."""
+    text = (FOLDER / f"{module}.py").read_text("utf-8")
     found: dict[str, str] = {}
     for below in re.findall(r"^from \.(\w+) import", text, re.MULTILINE):
         found |= _files(below)
-    return found | {room: text}
+    return found | {module: text}
 
 
 def _exports(text: str) -> list[str]:
@@ -87,9 +96,9 @@ def _mentions(node: ast.AST) -> set[str]:
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
 
 
-def _reachable(wanted: set[str], modules: list[ast.Module]) -> set[str]:
+def _reachable(wanted: set[str], trees: list[ast.Module]) -> set[str]:
     """Find what the wanted definitions mention, what that mentions, and so on."""
-    defined = {_name(node): node for module in modules for node in module.body}
+    defined = {_name(node): node for tree in trees for node in tree.body}
     used: set[str] = set()
     while wanted:
         used |= wanted
@@ -98,10 +107,10 @@ def _reachable(wanted: set[str], modules: list[ast.Module]) -> set[str]:
     return used
 
 
-def _imports(modules: list[ast.Module], used: set[str]) -> str:
+def _imports(trees: list[ast.Module], used: set[str]) -> str:
     """Every import from outside the package, once, and of names in use only."""
     lines, names = set(), {}
-    for node in (node for module in modules for node in module.body):
+    for node in (node for tree in trees for node in tree.body):
         if isinstance(node, ast.Import):
             alias = node.names[0]
             if (alias.asname or alias.name) in used:
@@ -112,14 +121,14 @@ def _imports(modules: list[ast.Module], used: set[str]) -> str:
     for module, wanted in names.items():
         if wanted:
             lines.add(f"from {module} import {', '.join(sorted(wanted))}")
-    ours, torchs = [], []  # Python's own library first
+    standard, others = [], []  # Python's own library first
     for line in sorted(lines, key=lambda line: (line.startswith("from"), line)):
-        (torchs if "torch" in line else ours).append(line)
-    return "\n".join([*ours, "", *torchs] if ours else torchs)
+        (others if "torch" in line else standard).append(line)
+    return "\n".join([*standard, "", *others] if standard else others)
 
 
 def _introduction(text: str) -> str:
-    """The room's docstring, without its advice on what to copy."""
+    """The module's docstring, without its advice on what to copy."""
     paragraphs = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")
     kept = [part for part in paragraphs if not part.startswith("Copy this")]
     return '"""' + "\n\n".join(kept) + '\n"""'
@@ -134,17 +143,17 @@ def _source(text: str, node: ast.stmt) -> str:
     return "\n".join(lines[start - 1 : node.end_lineno])
 
 
-def _stripped(modules: list[ast.Module]) -> list[ast.Module]:
+def _stripped(trees: list[ast.Module]) -> list[ast.Module]:
     """Take off docstrings and hints, and what no code calls of the files below."""
     called = {
-        n.attr for m in modules for n in ast.walk(m) if isinstance(n, ast.Attribute)
+        n.attr for t in trees for n in ast.walk(t) if isinstance(n, ast.Attribute)
     }
     called |= {"__init__", "forward"}
-    for module in modules:
-        for node in ast.walk(module):
-            if isinstance(node, ast.ClassDef) and module is not modules[-1]:
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and tree is not trees[-1]:
                 node.body = [n for n in node.body if (_name(n) or "forward") in called]
-    return [_Strip().visit(module) for module in modules]
+    return [_Strip().visit(tree) for tree in trees]
 
 
 class _Strip(ast.NodeTransformer):
@@ -194,12 +203,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m minivit.bundle", description="Write a model as one file."
     )
-    parser.add_argument("room", choices=ROOMS, help="what to write")
+    parser.add_argument("module", choices=MODULES, help="what to write")
     parser.add_argument(
-        "--bare", action="store_true", help="without docstrings, comments, type hints"
+        "--bare",
+        action="store_true",
+        help="the classes and what they call, without docstrings, comments, type hints",
     )
     given = parser.parse_args()
-    print(bundle(given.room, bare=given.bare), end="")
+    print(bundle(given.module, bare=given.bare), end="")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,8 @@ class Encoder(nn.Module):
         activation: "relu" or "gelu".
         norm_first: pre-norm or post-norm.
         norm_eps: eps of the layer normalisations.
-        drop_path: probability in the last layer; grows linearly from zero in the first.
+        drop_path: probability in the last layer; grows linearly from zero in the first;
+            a single layer drops nothing.
         layer_scale: as `EncoderLayer`.
         final_norm: normalise what leaves the stack; if not given, exactly when
             `norm_first` leaves it unnormalised.

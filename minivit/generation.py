@@ -1,8 +1,10 @@
 """Generation: write a sequence token by token with a sequence-to-sequence model.
 
-Copy this file: it works alone and needs torch only. The model needs `encode(src)`,
-`decode(tgt, memory, src, cache=…)`, `new_cache()`, `pad_id`, `max_len` and
-`tgt_vocab_size`, as `minivit.Transformer` has them.
+Copy this file: it works alone and needs torch only.
+
+The model is an `nn.Module` with `encode(src)`, `decode(tgt, memory, src, cache=…)`,
+`new_cache()`, `pad_id`, `max_len` and `tgt_vocab_size`, as `minivit.Transformer` is;
+for beam search its cache is a list of dicts of dicts of tensors, the batch first.
 
 Letters for shapes: B batch, L length written, S source length, V vocabulary, W beams.
 """
@@ -79,9 +81,10 @@ def sample(
         bos_id: start token.
         eos_id: end token.
         max_len: longest sequence to write, the end token included.
-        temperature: divides the logits; below 1 bolder, above 1 flatter.
+        temperature: divides the logits; below 1 sharper, above 1 flatter.
         top_k: draw among the k likeliest tokens.
-        top_p: draw among the fewest tokens whose probability adds up to p.
+        top_p: draw among the fewest likeliest tokens whose probabilities add up to at
+            least p.
         generator: source of randomness, for repeatable draws.
         use_cache: as `greedy_search`.
 

@@ -1,4 +1,6 @@
-"""Figures that several chapters draw. Each function returns a matplotlib figure.
+"""Figures that several chapters draw.
+
+A function that draws a figure of its own returns it.
 
 Copy this file: it works alone; it needs matplotlib when a function is called.
 
@@ -7,6 +9,7 @@ Letters for shapes: B batch, C channels, L queries, S keys, H heads, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 __all__ = [
+    "COLOURS",
     "attention_heads",
     "band",
     "confusion_matrix",
@@ -87,7 +91,7 @@ def images(
     if titles is not None and len(titles) != len(batch):
         raise ValueError(f"got {len(batch)} images but {len(titles)} titles")
     columns = min(columns, len(batch))
-    rows = -(-len(batch) // columns)
+    rows = math.ceil(len(batch) / columns)
     height = size * batch.size(2) / batch.size(3) + (0.3 if titles else 0.05)
     fig, axes = plt.subplots(
         rows, columns, figsize=(size * columns, height * rows), squeeze=False
@@ -239,7 +243,7 @@ def attention_heads(
     heads = weights.size(0)
     titles = titles or [f"head {h + 1}" for h in range(heads)]
     columns = min(columns, heads)
-    rows = -(-heads // columns)
+    rows = math.ceil(heads / columns)
     fig, axes = plt.subplots(
         rows, columns, figsize=(6.4, 6.6 / columns * rows + 0.2), squeeze=False
     )

@@ -1,4 +1,4 @@
-"""Transfer: weights that others trained on ImageNet, and what fine-tuning does to them.
+"""Transfer: weights that others trained on ImageNet, and what fine-tuning begins with.
 
 Copy this file together with vit.py, encoder.py, attention.py, layers.py, positions.py
 and convert.py into one folder; it needs torchvision beside torch.

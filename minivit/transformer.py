@@ -115,7 +115,8 @@ class Transformer(nn.Module):
             (B, L, V) logits; those at position l see target tokens 0 … l only.
 
         Raises:
-            ValueError: ids outside the vocabulary, or more than `max_len`.
+            ValueError: ids outside the vocabulary (on a GPU torch's own assertion), or
+                more than `max_len`.
         """
         return self.decode(tgt, self.encode(src), src)
 

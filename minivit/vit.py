@@ -247,6 +247,7 @@ class ViT(nn.Module):
             (B, K) logits.
 
         Raises:
+            TypeError: as `PatchEmbed`.
             ValueError: the images have another size or number of channels.
         """
         tokens = self.features(images)
@@ -263,6 +264,7 @@ class ViT(nn.Module):
             (B, 1+N, E), CLS first; (B, N, E) with mean pooling.
 
         Raises:
+            TypeError: as `PatchEmbed`.
             ValueError: the images have another size or number of channels.
         """
         x = self.patch_embed(images)  # (B, N, E)
@@ -273,32 +275,68 @@ class ViT(nn.Module):
 
 
 def vit_ti_16(**changes: Any) -> ViT:
-    """ViT-Ti/16 (tiny) of Touvron et al. 2021, table 1: 5.7 million parameters."""
+    """ViT-Ti/16 (tiny) of Touvron et al. 2021, table 1: 5.7 million parameters.
+
+    For 224 pixels and 1000 classes, as all of these but `vit_s_4`.
+
+    Args:
+        changes: arguments of `ViT` that shall differ; `mlp_dim` does not follow
+            `embed_dim`.
+    """
     return ViT(**SIZES["vit_ti_16"] | changes)
 
 
 def vit_s_16(**changes: Any) -> ViT:
-    """ViT-S/16 (small) of Touvron et al. 2021, table 1: 22 million parameters."""
+    """ViT-S/16 (small) of Touvron et al. 2021, table 1: 22 million parameters.
+
+    Args:
+        changes: arguments of `ViT` that shall differ; `mlp_dim` does not follow
+            `embed_dim`.
+    """
     return ViT(**SIZES["vit_s_16"] | changes)
 
 
 def vit_b_16(**changes: Any) -> ViT:
-    """ViT-B/16 (base) of Dosovitskiy et al. 2021, table 1: 86 million parameters."""
+    """ViT-B/16 (base) of Dosovitskiy et al. 2021, table 1: 86 million parameters.
+
+    Args:
+        changes: arguments of `ViT` that shall differ; `mlp_dim` does not follow
+            `embed_dim`.
+    """
     return ViT(**SIZES["vit_b_16"] | changes)
 
 
 def vit_b_32(**changes: Any) -> ViT:
-    """ViT-B/32 (base, large patches) of Dosovitskiy et al. 2021."""
+    """ViT-B/32 (base, large patches) of Dosovitskiy et al. 2021: 88 million parameters.
+
+    Args:
+        changes: arguments of `ViT` that shall differ; `mlp_dim` does not follow
+            `embed_dim`.
+    """
     return ViT(**SIZES["vit_b_32"] | changes)
 
 
 def vit_l_16(**changes: Any) -> ViT:
-    """ViT-L/16 (large) of Dosovitskiy et al. 2021, table 1: 304 million parameters."""
+    """ViT-L/16 (large) of Dosovitskiy et al. 2021: 304 million parameters.
+
+    The paper's table 1 says 307 million.
+
+    Args:
+        changes: arguments of `ViT` that shall differ; `mlp_dim` does not follow
+            `embed_dim`.
+    """
     return ViT(**SIZES["vit_l_16"] | changes)
 
 
 def vit_s_4(**changes: Any) -> ViT:
-    """ViT for images of 32 pixels: patches of 4, width 384, 9 layers, 6 heads."""
+    """ViT for 32 pixels and 10 classes: patches of 4, width 384, 9 layers, 6 heads.
+
+    16 million parameters.
+
+    Args:
+        changes: arguments of `ViT` that shall differ; `mlp_dim` does not follow
+            `embed_dim`.
+    """
     return ViT(**SIZES["vit_s_4"] | changes)
 
 

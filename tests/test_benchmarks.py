@@ -64,7 +64,7 @@ def test_vits_do_the_same_work(title):
 
 
 def test_translators_do_the_same_work():
-    sizes = {"embed_dim": 16, "num_heads": 2, "num_layers": 2, "mlp_dim": 32}
+    sizes = {"embed_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32}
     models = translators(vocab_size=50, max_len=8, **sizes)
     src, tgt = torch.randint(3, 50, (2, 7)), torch.randint(3, 50, (2, 5))
     theirs = models["Hugging Face"]
@@ -142,7 +142,7 @@ def test_rows_run(recorder, monkeypatch):
     """Every kind of row, at its smallest."""
     monkeypatch.setenv("ROUNDS", "1")
     monkeypatch.setattr(racing, "MIN_TURN", 1e-9)
-    sizes = {"embed_dim": 16, "num_heads": 2, "num_layers": 1, "mlp_dim": 16}
+    sizes = {"embed_dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16}
     for work in ("forward", "training step"):
         speed.vit_row(recorder, f"ViT: {work}", TINY, work, 2, compiled=False)
     for work in ("forward", "training"):

@@ -1,6 +1,7 @@
 """A bundle is carried out of the repository and run there, beside torch alone."""
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from models import IMAGES, SEQ2SEQ, images, tokens
 from test_size import code_lines
 
 import minivit
-from minivit.bundle import ROOMS, bundle
+from minivit.bundle import MODULES, bundle
 
-EACH = pytest.mark.parametrize("room", ROOMS)
+EACH = pytest.mark.parametrize("module", MODULES)
 HOW = pytest.mark.parametrize("bare", [False, True], ids=["whole", "bare"])
 
-# What is built of a room, and what it is given.
+# What is built of a module, and what it is given.
 BUILD = {
     "attention": ("MultiHeadAttention(8, 2)", lambda: (torch.randn(2, 5, 8),) * 3),
     "layers": ("FeedForward(8, 12)", lambda: (torch.randn(2, 5, 8),)),
@@ -55,11 +56,11 @@ for name, build in json.loads(sys.argv[1]).items():
 def carried_out(tmp_path_factory):
     """Run all bundles in a folder without other files, in a Python without minivit."""
     folder, builds = tmp_path_factory.mktemp("elsewhere"), {}
-    for room, (build, make) in BUILD.items():
+    for module, (build, make) in BUILD.items():
         for bare in (False, True):
-            name = f"{room}_{'bare' if bare else 'whole'}"
+            name = f"{module}_{'bare' if bare else 'whole'}"
             builds[name] = build
-            (folder / f"{name}.py").write_text(bundle(room, bare=bare), "utf-8")
+            (folder / f"{name}.py").write_text(bundle(module, bare=bare), "utf-8")
             torch.save(make(), folder / f"{name}.inputs")
     command = [sys.executable, "-I", "-c", RUN, json.dumps(builds)]
     subprocess.run(command, cwd=folder, check=True)
@@ -68,12 +69,12 @@ def carried_out(tmp_path_factory):
 
 @HOW
 @EACH
-def test_the_same_bits_as_the_package(room, bare, carried_out):
-    name = f"{room}_{'bare' if bare else 'whole'}"
+def test_the_same_bits_as_the_package(module, bare, carried_out):
+    name = f"{module}_{'bare' if bare else 'whole'}"
     inputs = torch.load(carried_out / f"{name}.inputs", weights_only=True)
     found = torch.load(carried_out / f"{name}.outputs", weights_only=True)
     torch.manual_seed(0)
-    model = eval(BUILD[room][0], vars(minivit))
+    model = eval(BUILD[module][0], vars(minivit))
     output = model(*inputs)
     output.square().sum().backward()
     grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -84,8 +85,8 @@ def test_the_same_bits_as_the_package(room, bare, carried_out):
 
 @HOW
 @EACH
-def test_it_imports_torch_alone_and_nothing_in_vain(room, bare):
-    tree = ast.parse(bundle(room, bare=bare))
+def test_it_imports_torch_alone_and_nothing_in_vain(module, bare):
+    tree = ast.parse(bundle(module, bare=bare))
     mentioned = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -98,21 +99,21 @@ def test_it_imports_torch_alone_and_nothing_in_vain(room, bare):
 
 
 @EACH
-def test_a_whole_bundle_has_all_that_the_room_offers(room):
+def test_a_whole_bundle_has_all_that_the_module_offers(module):
     found = {}
-    exec(bundle(room), found)
-    module = __import__(f"minivit.{room}", fromlist=["__all__"])
-    for name in module.__all__:
-        assert found[name].__doc__ == getattr(module, name).__doc__
+    exec(bundle(module), found)
+    original = importlib.import_module(f"minivit.{module}")
+    for name in original.__all__:
+        assert found[name].__doc__ == getattr(original, name).__doc__
 
 
 @EACH
-def test_it_says_where_it_comes_from(room):
+def test_it_says_where_it_comes_from(module):
     for bare in (False, True):
-        first = bundle(room, bare=bare).splitlines()[0]
+        first = bundle(module, bare=bare).splitlines()[0]
         assert "minivit" in first
         assert "MIT" in first
-    assert "Copy this file" not in bundle(room)
+    assert "Copy this file" not in bundle(module)
 
 
 def test_a_bare_vit_is_short():
@@ -121,6 +122,16 @@ def test_a_bare_vit_is_short():
     assert len(bundle("vit").splitlines()) > 3 * len(source.splitlines())
     for line in ('"""', "# (B", "->", ": Tensor"):
         assert line not in source
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("attention", "causal_mask"), ("positions", "rotate"), ("vit", "vit_b_16")],
+)
+def test_bare_leaves_out_what_no_class_calls(module, name):
+    """The README says so."""
+    assert f"def {name}(" in bundle(module)
+    assert name not in bundle(module, bare=True)
 
 
 def test_comments_travel_with_what_they_explain():

@@ -29,7 +29,7 @@ TIMM_NAMES = {
     "vit_b_16": "vit_base_patch16_224",
     "vit_b_32": "vit_base_patch32_224",
 }
-TINY = dict(image_size=32, patch_size=16, embed_dim=24, num_heads=3, num_layers=2)
+TINY = dict(image_size=32, patch_size=16, embed_dim=24, num_layers=2, num_heads=3)
 
 
 def ours(*, embed_dim, image_size=224, num_layers=12, norm_eps=1e-6, **sizes):

@@ -189,20 +189,28 @@ def test_the_table_and_the_reference_agree():
 
 # --- glossary -----------------------------------------------------------------------
 
-TERMS = {
-    term: (meaning, link)
-    for term, meaning, link in re.findall(
-        r"^(\S.*)\n((?:  .*\n)+?)?  .*?\[[^]]+\]\((\w+)\.ipynb\)$", GLOSSARY, re.M
-    )
-}
+# An entry: one or more terms, and below them what they mean and the chapter.
+GLOSSED = [
+    entry.strip()
+    for block in re.findall(r"```\{glossary\}\n(.*?)```", GLOSSARY, re.S)
+    for entry in block.split("\n\n")
+    if not entry.startswith(":")
+]
+WRITTEN = [
+    (term, re.findall(r"\[[^]]+\]\((\w+)\.ipynb\)", entry))
+    for entry in GLOSSED
+    for term in re.findall(r"^\S.*$", entry, re.M)
+]
+TERMS = {term: links[-1] for term, links in WRITTEN if links}
 LETTERS = {term for term in TERMS if len(term) == 1}
 
 
 def test_each_term_names_one_chapter():
-    blocks = re.findall(r"```\{glossary\}\n(.*?)```", GLOSSARY, re.M | re.S)
-    written = re.findall(r"^(?! |:|$)(.+)$", "\n".join(blocks), re.M)
-    assert written == list(TERMS)
-    assert GLOSSARY.count(".ipynb)") == len(TERMS) == len(set(map(str.lower, TERMS)))
+    for entry in GLOSSED:
+        assert re.fullmatch(r"(\S.*\n)+(  .*\n)*  .*\.ipynb\)", entry), entry
+    assert all(len(links) == 1 for _, links in WRITTEN)
+    assert len(WRITTEN) == len({term.lower() for term, _ in WRITTEN})
+    assert GLOSSARY.count(".ipynb)") == len(GLOSSED)
 
 
 def test_the_alphabet_is_complete():
@@ -222,6 +230,7 @@ SAID = {
     "recipe": "**recipe**",
     "top-k": "**top-$k$**",
     "top-p": "**top-$p$**",
+    "nucleus sampling": "(nucleus)",
     "tied weights": "**tied** weights",
     "attention": "Attention: a lookup that can be learned",
     "rotary positions": "Rotary positions",
@@ -231,7 +240,7 @@ SAID = {
 @pytest.mark.parametrize("term", sorted(TERMS.keys() - LETTERS))
 def test_the_chapter_introduces_the_term(term):
     """It has the word, and no chapter before it sets it in bold."""
-    chapter = f"book/{TERMS[term][1]}"
+    chapter = f"book/{TERMS[term]}"
     said = SAID.get(term, term)
     assert said.lower() in prose(chapter).lower()
     for earlier in chapters()[: chapters().index(chapter)]:
@@ -241,5 +250,5 @@ def test_the_chapter_introduces_the_term(term):
 
 @pytest.mark.parametrize("letter", sorted(LETTERS))
 def test_the_chapter_uses_the_letter(letter):
-    text = prose(f"book/{TERMS[letter][1]}")
+    text = prose(f"book/{TERMS[letter]}")
     assert re.search(rf"\$[^$]*\b{letter}\b[^$]*\$|\(.*\b{letter}\b.*\)", text)

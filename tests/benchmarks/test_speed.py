@@ -140,7 +140,7 @@ def attending(function, x, backward):
 
 
 def test_decoding(benchmark):
-    sizes = {"embed_dim": 256, "num_heads": 4, "num_layers": 4, "mlp_dim": 1024}
+    sizes = {"embed_dim": 256, "num_layers": 4, "num_heads": 4, "mlp_dim": 1024}
     decoding_row(benchmark, "writing 64 tokens", 64, 8, sizes)
 
 
