@@ -127,6 +127,9 @@ class MultiHeadAttention(nn.Module):
     Raises:
         ValueError: `num_heads` does not divide `embed_dim`.
 
+    A query that may look nowhere gets what the last map makes of zeros. (Not where a
+    model runs after an export to ONNX: other kernels give it other numbers.)
+
     Source:
         Vaswani et al. 2017, section 3.2.2.
     """

@@ -9,7 +9,9 @@ stays behind.
 
 import argparse
 import ast
+import os
 import re
+import sys
 import textwrap
 from pathlib import Path
 
@@ -179,26 +181,31 @@ class _Strip(ast.NodeTransformer):
 def _wrapped(code: str) -> str:
     """Break long lines after commas, but not inside a text."""
     inside = {
-        (node.lineno, column)
+        (node.lineno, column)  # counted in bytes
         for node in ast.walk(ast.parse(code))
         if isinstance(node, ast.Constant | ast.JoinedStr)
         for column in range(node.col_offset, node.end_col_offset or 0)
     }
     lines = []
     for number, line in enumerate(code.splitlines(), start=1):
-        glued = "".join(  # spaces at which the line must stay together
-            GLUE if c == " " and (line[i - 1] != "," or (number, i) in inside) else c
-            for i, c in enumerate(line)
-        )
+        glued, column = "", 0
+        for c in line:  # spaces at which the line must stay together
+            apart = glued.endswith(",") and (number, column) not in inside
+            glued += GLUE if c == " " and not apart else c
+            column += len(c.encode())
         indent = " " * (len(line) - len(line.lstrip()) + 8)
         lines += textwrap.wrap(
-            glued, WIDTH, subsequent_indent=indent, break_long_words=False
+            glued,
+            WIDTH,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
         ) or [""]
     code = "\n".join(lines).replace(GLUE, " ")
     return re.sub(r"^(class .*:)\n\n", r"\1\n", code, flags=re.MULTILINE)
 
 
-def main() -> None:
+def main() -> int:
     """Write the file that the command line asks for to the standard output."""
     parser = argparse.ArgumentParser(
         prog="python -m minivit.bundle", description="Write a model as one file."
@@ -210,8 +217,16 @@ def main() -> None:
         help="the classes and what they call, without docstrings, comments, type hints",
     )
     given = parser.parse_args()
-    print(bundle(given.module, bare=given.bare), end="")
+    try:
+        # In bytes: what a shell takes for its encoding may lack letters of ours.
+        sys.stdout.buffer.write(bundle(given.module, bare=given.bare).encode())
+        sys.stdout.flush()
+    except OSError as error:  # a full disk, or nobody who reads
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

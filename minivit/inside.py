@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import MultiHeadAttention
+from .attention import MultiHeadAttention, attention
 from .vit import ViT, patchify, unpatchify
 
 __all__ = [
@@ -42,8 +42,8 @@ def attention_maps(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
         to one (or to zero where a mask hides everything).
 
     Raises:
-        ValueError: the model has no `MultiHeadAttention`, runs none (a compiled model
-            has forgotten them), or runs it with a cache.
+        ValueError: the model has no `MultiHeadAttention`, or runs none (a compiled
+            model has forgotten them).
     """
     modules = [m for m in model.modules() if isinstance(m, MultiHeadAttention)]
     if not modules:
@@ -52,10 +52,9 @@ def attention_maps(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
 
     def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
         assert isinstance(module, MultiHeadAttention)
-        if kwargs.get("cache") is not None:
-            raise ValueError("attention with a cache cannot be looked at: call without")
-        given = {name: x for name, x in kwargs.items() if x is not None}
-        maps.append(module.attend(*args, **given)[1])
+        given = {name: x for name, x in kwargs.items() if name != "mask"}
+        q, k, v = module.project(*args, **given)
+        maps.append(attention(q, k, v, mask=kwargs.get("mask"))[1])
 
     hooks = [m.register_forward_pre_hook(look, with_kwargs=True) for m in modules]
     try:

@@ -3,8 +3,10 @@
 import ast
 import importlib
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from models import IMAGES, SEQ2SEQ, images, tokens
 from test_size import code_lines
 
 import minivit
+from minivit import bundle as bundle_module
 from minivit.bundle import MODULES, bundle
 
 EACH = pytest.mark.parametrize("module", MODULES)
@@ -141,9 +144,29 @@ def test_comments_travel_with_what_they_explain():
     assert "# What one decoder layer keeps between the steps" in bundle("decoder")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_is_said_in_words():
+    command = [sys.executable, "-m", "minivit.bundle", "attention"]
+    with Path("/dev/full").open("wb") as full:
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 2
+    assert run.stderr == "error: [Errno 28] No space left on device\n"
+
+
+def test_lines_are_broken_between_arguments_only():
+    """Not at a hyphen of a text, and not inside one that follows a letter like ᵀ."""
+    code = f"raise ValueError('{'pre-norm ' * 9}', f'Kᵀ {'a, ' * 20}', {'x, ' * 9}y)"
+    wrapped = bundle_module._wrapped(code)
+    assert "\n" in wrapped
+    assert ast.dump(ast.parse(wrapped)) == ast.dump(ast.parse(code))
+
+
 def test_the_command(tmp_path):
     command = [sys.executable, "-m", "minivit.bundle", "attention"]
     run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert run.stdout == bundle("attention")
+    spaced = {**os.environ, "PYTHONIOENCODING": "cp1252"}  # as on Windows
+    run = subprocess.run(command, capture_output=True, env=spaced, check=True)
+    assert run.stdout.decode("utf-8") == bundle("attention")
     with pytest.raises(ValueError, match=r"one of attention, .*, got 'gpt2'"):
         bundle("gpt2")

@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if inspect.isclass(target) or kwargs:
             target = target(**kwargs)
         report = checker(target, **options)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
         parser.error(f"cannot check {given.target!r} as {given.kind}: {error}")
-    print(report)
+    sys.stdout.buffer.write(f"{report}\n".encode())  # a shell's own letters lack √
     return 0 if report else 1
 
 
