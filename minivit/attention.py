@@ -171,7 +171,8 @@ class MultiHeadAttention(nn.Module):
             query: (B, L, E).
             key: (B, S, E); None if a cache holds all keys already.
             value: (B, S, E); None likewise.
-            mask: bool, broadcastable to (B, H, L, S); True = may look.
+            mask: bool, of 2 or 4 dimensions, broadcastable to (B, H, L, S); True = may
+                look.
             cache: a dict for this module that lives as long as one decoding, empty at
                 first. It collects keys and values, and S counts all that it holds.
                 Self-attention hands over the newest tokens at each step;
@@ -207,7 +208,8 @@ class MultiHeadAttention(nn.Module):
             query: (B, L, E).
             key: (B, S, E).
             value: (B, S, E).
-            mask: bool, broadcastable to (B, H, L, S); True = may look.
+            mask: bool, of 2 or 4 dimensions, broadcastable to (B, H, L, S); True = may
+                look.
 
         Returns:
             output: (B, L, E).

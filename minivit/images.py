@@ -374,6 +374,8 @@ def _list(folder: Path) -> tuple[list[str], Tensor, list[str]]:
         found = ImageFolder(str(folder))
     except FileNotFoundError as error:  # no class at all, or one that is empty
         raise ValueError(str(error)) from error
+    if len(found.classes) < 2:
+        raise ValueError(f"{folder} has one class only, {found.classes}")
     files, labels = zip(*found.samples, strict=True)
     return list(files), torch.tensor(labels), found.classes
 

@@ -298,6 +298,13 @@ for search in (greedy_search, sample, beam_search):
     ]
 GENERATE += [
     ("temperature", lambda: write(sample, temperature=0.0), V, "above 0", "0.0"),
+    (
+        "temperature inf",
+        lambda: write(sample, temperature=float("inf")),
+        V,
+        "finite",
+        "inf",
+    ),
     ("temperature nan", lambda: write(sample, temperature=NAN), V, "above 0", "nan"),
     ("top_k", lambda: write(sample, top_k=0), V, "top_k", "at least 1", "0"),
     ("top_p 0", lambda: write(sample, top_p=0.0), V, "top_p", "(0, 1]", "0.0"),

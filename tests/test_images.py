@@ -170,6 +170,14 @@ def test_no_class_at_all(tmp_path):
         load_pictures(tmp_path)
 
 
+def test_one_class_is_none(tmp_path):
+    """Nothing could be told apart, and all answers would be right."""
+    (tmp_path / "red").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "red" / "a.png")
+    with pytest.raises(ValueError, match=r"has one class only, \['red'\]"):
+        load_pictures(tmp_path)
+
+
 def test_no_such_set():
     with pytest.raises(ValueError, match=r"neither a folder nor one of .*cifar10"):
         load_pictures("imagenet")
