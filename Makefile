@@ -18,7 +18,7 @@ ALL     = -n $(JOBS) --dist loadfile --durations 15 \
           --nbval --nbval-current-env --nbval-cell-timeout 120 $(TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test portable floors browser colab slow bench execute serve lint format lock repository clean distclean
+.PHONY: help install book test portable floors browser colab slow bench claims execute serve lint format lock repository clean distclean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ slow: install  ## run the tests that take minutes
 
 bench: install  ## measure speed against other libraries, write it into the book (ROUNDS=3: a quick look)
 	@ROUNDS=$(ROUNDS) $(BIN)/python tools/benchmarks.py
+
+claims: install  ## hold what the book says of training against its records (or new runs: ONLY=training SEEDS=100-109)
+	$(BIN)/python -m minivit.experiments $(ONLY) $(if $(SEEDS),--seeds $(SEEDS))
 
 execute: install  ## run all chapters in place and store their outputs (or CHAPTERS="book/vit.ipynb")
 	$(ONE) $(BIN)/python tools/execute.py $(CHAPTERS)

@@ -1,0 +1,256 @@
+"""What the book says of training, as experiments that anybody can repeat.
+
+Every other module of this folder is an experiment: its `run(seed)` gives the figures of
+one run. `book/logs/NAME.json` records the runs of NAME, and `claims.toml` lists what the
+chapters conclude from them.
+"""
+
+import importlib
+import json
+import math
+import statistics
+import time
+import tomllib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import checkpoint
+from ..train.place import Place, hardware
+
+__all__ = ["Claim", "Estimate", "Record", "claims", "estimate", "load", "repeat"]
+
+HERE = Path(__file__).resolve().parent
+LOGS = HERE.parent / "logs"
+LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn")
+Figures = Mapping[str, float]
+
+
+class Estimate(NamedTuple):
+    """The mean of independent runs, its standard error, and the number of runs."""
+
+    mean: float
+    error: float
+    runs: int
+
+    def __str__(self) -> str:
+        """Write as many digits as the error has any use for."""
+        digits = 3
+        if self.error > 1e-9 * abs(self.mean):  # else there is no spread but rounding
+            digits = max(1 - math.floor(math.log10(self.error)), 0)
+        return f"{self.mean:.{digits}f} ± {self.error:.{digits}f}"
+
+
+def estimate(values: Iterable[float]) -> Estimate:
+    """Estimate the mean that runs with all seeds would have.
+
+    Args:
+        values: a number from each run, from two runs at least.
+
+    Returns:
+        Mean, standard error and number of runs.
+    """
+    values = list(values)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return Estimate(statistics.fmean(values), error, len(values))
+
+
+@dataclass
+class Record:
+    """What came out of an experiment.
+
+    Attributes:
+        name: of the experiment.
+        runs: the figures of each seed.
+        sessions: seeds, command, hardware, versions and date of each time it was run.
+    """
+
+    name: str
+    runs: dict[int, Figures] = field(default_factory=dict)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+
+    def __getitem__(self, figure: str) -> list[float]:
+        """Give a figure of all runs, in the order of their seeds."""
+        known = {name: None for run in self.runs.values() for name in run}
+        if figure not in known:
+            raise KeyError(f"{self.name} has no {figure!r}, only {', '.join(known)}")
+        return [self.runs[seed][figure] for seed in sorted(self.runs)]
+
+    def mean(self, figure: str) -> Estimate:
+        """Estimate the mean of a figure."""
+        return estimate(self[figure])
+
+    def difference(self, figure: str, other: str) -> Estimate:
+        """Estimate by how much a figure exceeds another one of the same run."""
+        return estimate(a - b for a, b in zip(self[figure], self[other]))
+
+    def only(self, seeds: Iterable[int]) -> "Record":
+        """Take the runs with some seeds."""
+        return Record(self.name, {seed: self.runs[seed] for seed in seeds})
+
+    def confirm(self, figures: Figures, *, slack: float = 0.0) -> None:
+        """Hold a new run against the record.
+
+        Args:
+            figures: of the new run, all or some.
+            slack: by how much a figure may differ that has no spread on record.
+
+        Raises:
+            ValueError: a figure lies further from the record's mean than `slack` and
+                five standard deviations.
+        """
+        for name, found in figures.items():
+            mean, allowed = self.mean(name).mean, 5 * statistics.stdev(self[name])
+            if not abs(found - mean) <= allowed + slack:
+                raise ValueError(
+                    f"{name} of {self.name} is {mean:.4g} ± {allowed + slack:.2g} on "
+                    f"record, but {found:.4g} in this run"
+                )
+
+    def save(self, folder: Path) -> None:
+        """Replace the file of the record."""
+        runs = {str(seed): self.runs[seed] for seed in sorted(self.runs)}
+        text = json.dumps({"sessions": self.sessions, "runs": runs}, indent=1)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write(folder / f"{self.name}.json", f"{text}\n".encode())
+
+
+def load(name: str, folder: Path | None = None) -> Record:
+    """Read the record of an experiment.
+
+    Args:
+        name: of the experiment.
+        folder: where the record is; by default among the book's.
+
+    Returns:
+        The record, empty if there is none yet.
+    """
+    path = (folder or LOGS) / f"{name}.json"
+    if not path.exists():
+        return Record(name)
+    found = json.loads(path.read_text("utf-8"))
+    runs = {int(seed): figures for seed, figures in found["runs"].items()}
+    return Record(name, runs, found["sessions"])
+
+
+def repeat(
+    name: str, seeds: Iterable[int], folder: Path, *, processes: int = 1
+) -> Record:
+    """Run an experiment with the seeds that its record lacks, and record each run.
+
+    Args:
+        name: of the experiment.
+        seeds: which the record shall have.
+        folder: where the records are.
+        processes: how many runs at a time, of one thread each.
+
+    Returns:
+        The record.
+    """
+    from tqdm import tqdm
+
+    record = load(name, folder)
+    missing = [seed for seed in seeds if seed not in record.runs]
+    session: dict[str, Any] = {
+        "command": f"python -m minivit.experiments {name} --seeds {missing}",
+        "hardware": hardware(Place(torch.device("cpu"), 0, 1)),
+        "versions": {library: version(library) for library in LIBRARIES},
+        "date": date.today().isoformat(),
+        "seeds": [],
+    }
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        runs = {pool.submit(_run, name, seed): seed for seed in missing}
+        for run in tqdm(as_completed(runs), name, len(runs), disable=not runs):
+            record.runs[runs[run]] = run.result()
+            session["seeds"] = sorted([*session["seeds"], runs[run]])
+            record.sessions = [s for s in record.sessions if s is not session]
+            record.sessions.append(session)
+            record.save(folder)
+    return record
+
+
+def _run(name: str, seed: int) -> Figures:
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    figures = importlib.import_module(f"{__name__}.{name}").run(seed)
+    return {**figures, "seconds": round(time.perf_counter() - began, 1)}
+
+
+@dataclass
+class Claim:
+    """A sentence of a chapter, as a bound on a figure or on a paired difference.
+
+    Attributes:
+        name: by which the chapter refers to it.
+        chapter: where it is said.
+        experiment: what it rests on.
+        says: the sentence.
+        figure: what is measured.
+        minus: the figure of the same run that is taken away, if any.
+        above: the mean lies above this by two standard errors or more.
+        below: or below this.
+        unit: of the figure.
+    """
+
+    name: str
+    chapter: str
+    experiment: str
+    says: str
+    figure: str
+    minus: str = ""
+    above: float = -math.inf
+    below: float = math.inf
+    unit: str = ""
+
+    def describe(self) -> str:
+        """Write what is measured, and its bounds."""
+        what = f"{self.figure} - {self.minus}" if self.minus else self.figure
+        low = f"{self.above} < " if self.above > -math.inf else ""
+        high = f" < {self.below}" if self.below < math.inf else ""
+        return f"{low}{what}{high}"
+
+    def measure(self, record: Record) -> Estimate:
+        """Estimate what the sentence is about."""
+        if self.minus:
+            return record.difference(self.figure, self.minus)
+        return record.mean(self.figure)
+
+    def holds(self, record: Record) -> bool:
+        """Say whether the record bears the sentence out."""
+        mean, error, _ = self.measure(record)
+        return self.above <= mean - 2 * error and mean + 2 * error <= self.below
+
+    def chance(self, record: Record, *, runs: int = 10) -> float:
+        """Say how probable it is that the sentence holds for new seeds as well.
+
+        Args:
+            record: of the runs so far; they tell the spread.
+            runs: number of new seeds.
+
+        Returns:
+            A probability, by the normal distribution.
+        """
+        mean, error, known = self.measure(record)
+        spread = error * math.sqrt(known)
+        if spread == 0:
+            return float(self.holds(record))
+        new = statistics.NormalDist(mean, spread * math.sqrt(1 / known + 1 / runs))
+        margin = 2 * spread / math.sqrt(runs)
+        return new.cdf(self.below - margin) - new.cdf(self.above + margin)
+
+
+def claims() -> list[Claim]:
+    """Read `claims.toml`.
+
+    Returns:
+        All claims, in the order of the chapters.
+    """
+    text = (HERE / "claims.toml").read_text("utf-8")
+    return [Claim(name, **entry) for name, entry in tomllib.loads(text).items()]

@@ -1,0 +1,272 @@
+"""What the book says of training: the claims, their records, and how they are repeated."""
+
+import ast
+import json
+import math
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_book import CHAPTERS, Chapter
+
+from minivit import experiments
+from minivit.experiments import Claim, Record, estimate
+
+ROOT = Path(__file__).resolve().parent.parent
+CLAIMS = {claim.name: claim for claim in experiments.claims()}
+NAMES = sorted(path.stem for path in experiments.HERE.glob("[!_]*.py"))
+
+
+@pytest.fixture(scope="module")
+def records():
+    return {name: experiments.load(name) for name in NAMES}
+
+
+# What the book says ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
+def test_the_record_bears_the_claim_out(claim, records):
+    record = records[claim.experiment]
+    assert claim.holds(record), claim.measure(record)
+    assert claim.chance(record) > 0.99, claim.chance(record)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_records_have_enough_seeds(name, records):
+    """Ten; five, where a run takes more than three minutes."""
+    record = records[name]
+    slow = statistics.median(record["seconds"]) > 180
+    assert len(record.runs) >= (5 if slow else 10)
+    for session in record.sessions:
+        assert {"command", "hardware", "versions", "date", "seeds"} <= session.keys()
+    known = [seed for session in record.sessions for seed in session["seeds"]]
+    assert sorted(known) == sorted(record.runs)
+
+
+def test_every_claim_is_said_and_every_figure_is_a_claim():
+    """Each in its chapter; no experiment without a claim."""
+    said = {}
+    for page in [*ROOT.glob("book/*.ipynb"), *ROOT.glob("book/*.md")]:
+        for name in re.findall(r"\{claim\}`([^`]+)`", page.read_text("utf-8")):
+            said.setdefault(name, set()).add(page.stem)
+    assert said.keys() == CLAIMS.keys()
+    for name, claim in CLAIMS.items():
+        assert claim.chapter in said[name], name
+    assert {claim.experiment for claim in CLAIMS.values()} == set(NAMES)
+
+
+def definitions(source):
+    """Functions, and constants in capitals; what a function says of itself left out."""
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            if ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+            found[node.name] = ast.dump(node)
+        elif isinstance(node, ast.Assign) and node.targets[0].id.isupper():
+            found[node.targets[0].id] = ast.dump(node.value)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_code_that_is_shown_is_the_code_that_was_measured(name):
+    """Where a chapter writes out what its experiment runs, it is the same."""
+    own = definitions((experiments.HERE / f"{name}.py").read_text("utf-8"))
+    for path in CHAPTERS:
+        if path.stem in {c.chapter for c in CLAIMS.values() if c.experiment == name}:
+            for cell in Chapter(path).code:
+                source = re.sub(r"^ *[%!].*", "", cell.source, flags=re.M)
+                for shown, code in definitions(source).items():
+                    assert own.get(shown, code) == code, f"{path.stem}: {shown}"
+
+
+# How it is measured ---------------------------------------------------------------------
+
+
+def test_estimate():
+    found = estimate([1.0, 2.0, 3.0, 6.0])
+    assert found.mean == 3.0
+    assert math.isclose(found.error, math.sqrt((4 + 1 + 0 + 9) / 3 / 4))
+    assert found.runs == 4
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "text"),
+    [
+        (0.6712, 0.17, "0.67 ± 0.17"),
+        (-0.0693, 0.0049, "-0.0693 ± 0.0049"),
+        (97.31, 1.2, "97.3 ± 1.2"),
+        (1234.0, 56.0, "1234 ± 56"),
+        (1.0, 0.0, "1.000 ± 0.000"),
+    ],
+)
+def test_an_estimate_has_as_many_digits_as_its_error(mean, error, text):
+    assert str(experiments.Estimate(mean, error, 10)) == text
+
+
+RUNS = {seed: {"a": 1.0 + 0.1 * seed, "b": 0.1 * seed, "c": 2.0} for seed in range(5)}
+
+
+def claim(**bounds):
+    given = {"name": "x", "chapter": "y", "experiment": "z", "says": "", "figure": "a"}
+    return Claim(**given | bounds)
+
+
+def test_a_difference_is_paired():
+    record = Record("z", RUNS)
+    assert record.difference("a", "b").error < 1e-12 < record.mean("a").error
+    assert claim(minus="b", above=0.99, below=1.01).holds(record)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "holds"),
+    [
+        ({"above": 1.05}, True),  # 1.2 with an error of 0.071
+        ({"above": 1.07}, False),
+        ({"below": 1.35}, True),
+        ({"below": 1.33}, False),
+        ({"above": 1.0, "below": 1.4}, True),
+        ({"above": 1.0, "below": 1.3}, False),
+    ],
+)
+def test_a_claim_needs_two_standard_errors(bounds, holds):
+    assert claim(**bounds).holds(Record("z", RUNS)) is holds
+
+
+@pytest.mark.parametrize("bound", [0.2, 0.5, 1.0])
+def test_chance_is_how_often_new_seeds_agree(bound):
+    """Simulated: records and repetitions, drawn from one normal distribution."""
+    from random import Random
+
+    draw = Random(0)
+
+    def record():
+        return Record("z", {s: {"a": draw.gauss(1.5, 1.0)} for s in range(30)})
+
+    chances, held = [], []
+    for _ in range(300):
+        chances.append(claim(above=bound).chance(record(), runs=30))
+        held.append(claim(above=bound).holds(record()))
+    assert math.isclose(statistics.fmean(chances), statistics.fmean(held), abs_tol=0.1)
+
+
+def test_a_new_run_is_held_against_the_record():
+    record = Record("z", RUNS)
+    record.confirm({"a": 1.5, "c": 2.0})
+    record.confirm({"c": 2.1}, slack=0.2)
+    for wrong in ({"a": 3.0}, {"c": 2.1}, {"a": math.nan}):
+        with pytest.raises(ValueError, match="of z is .* on record, but"):
+            record.confirm(wrong)
+    with pytest.raises(KeyError, match="z has no 'd', only a, b, c"):
+        record.confirm({"d": 0.0})
+
+
+# The command ----------------------------------------------------------------------------
+
+EXPERIMENT = """
+from pathlib import Path
+
+def run(seed):
+    if seed == 7 and not Path("seven").exists():
+        raise RuntimeError("seven")
+    return {"a": 1.0 + seed / 1000, "b": seed / 1000}
+"""
+CLAIM = """
+[larger]
+chapter = "training"
+experiment = "tried"
+says = "a is larger than b."
+figure = "a"
+minus = "b"
+above = {above}
+"""
+# The command looks for experiments, claims and records in a folder of the test's own.
+CUSTOMIZE = """
+import os, pathlib
+import minivit.experiments as e
+
+e.HERE = e.LOGS = pathlib.Path(os.environ["OWN"])
+e.__path__.append(os.environ["OWN"])
+"""
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    (tmp_path / "tried.py").write_text(EXPERIMENT)
+    (tmp_path / "claims.toml").write_text(CLAIM.format(above=0.5))
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/sitecustomize.py").write_text(CUSTOMIZE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    monkeypatch.setenv("OWN", str(tmp_path))
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "minivit.experiments", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
+
+    return run
+
+
+def test_claims_are_repeated_on_other_seeds(command, tmp_path):
+    done = command("--record", "--seeds", "0-2")
+    assert done.returncode == 0, done.stderr
+    assert sorted(json.loads((tmp_path / "tried.json").read_text())["runs"]) == [*"012"]
+    done = command("training", "--seeds", "5,10-11")
+    assert done.returncode == 0, done.stderr
+    assert "holds  training: a is larger than b." in done.stdout
+    assert "1.000 ± 0.000" in done.stdout
+    assert "1 of 1 claims hold" in done.stdout
+    assert sorted(json.loads((tmp_path / "tried.json").read_text())["runs"]) == [*"012"]
+
+
+def test_exit_status_when_a_claim_fails(command, tmp_path):
+    (tmp_path / "claims.toml").write_text(CLAIM.format(above=1.5))
+    done = command("--seeds", "3-4")
+    assert done.returncode == 1, done.stderr
+    assert "FAILS  training: a is larger than b." in done.stdout
+    assert "0 of 1 claims hold" in done.stdout
+
+
+def test_an_interrupted_repetition_goes_on(command, tmp_path):
+    done = command("--seeds", "6-8", "--processes", "1")
+    assert done.returncode == 1
+    assert "RuntimeError: seven" in done.stderr
+    (tmp_path / "seven").touch()
+    done = command("--seeds", "6-8", "--processes", "1")
+    assert done.returncode == 0, done.stderr
+    (kept,) = tmp_path.glob("_build/claims/*/tried.json")
+    found = json.loads(kept.read_text())
+    assert sorted(found["runs"]) == [*"678"]
+    assert len(found["sessions"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "neither chapter nor experiment: nothing"),
+        (["--seeds", "1-"], "invalid .* value: '1-'"),
+        (["--seeds", "4-2"], "invalid .* value: '4-2'"),
+        (["--seeds", "3"], "two seeds"),
+        (["--record"], "--record needs --seeds"),
+        ([], "has no record"),
+    ],
+)
+def test_what_cannot_be_done(command, arguments, message):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr), done.stderr
+
+
+def test_seeds_of_the_record_are_refused(command):
+    command("--record", "--seeds", "0-2")
+    done = command("--seeds", "2-3")
+    assert done.returncode == 2
+    assert "the record of tried holds seeds [2]: choose others" in done.stderr
