@@ -1,8 +1,8 @@
 """What the book says of training, as experiments that anybody can repeat.
 
-Every other module of this folder is an experiment: its `run(seed)` gives the figures of
-one run. `book/logs/NAME.json` records the runs of NAME, and `claims.toml` lists what the
-chapters conclude from them.
+Every other module of this folder is an experiment: its `run(seed)` gives the
+figures of one run. `book/logs/NAME.json` records the runs of NAME, and
+`claims.toml` lists what the chapters conclude from them.
 """
 
 import importlib
@@ -25,7 +25,15 @@ import torch
 from .. import checkpoint
 from ..train.place import Place, hardware
 
-__all__ = ["Claim", "Estimate", "Record", "claims", "estimate", "load", "repeat"]
+__all__ = [
+    "Claim",
+    "Estimate",
+    "Record",
+    "claims",
+    "estimate",
+    "load",
+    "repeat",
+]
 
 HERE = Path(__file__).resolve().parent
 LOGS = HERE.parent / "logs"
@@ -34,7 +42,7 @@ Figures = Mapping[str, float]
 
 
 class Estimate(NamedTuple):
-    """The mean of independent runs, its standard error, and the number of runs."""
+    """The mean of independent runs, its standard error, the number of runs."""
 
     mean: float
     error: float
@@ -43,7 +51,7 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         """Write as many digits as the error has any use for."""
         digits = 3
-        if self.error > 1e-9 * abs(self.mean):  # else there is no spread but rounding
+        if self.error > 1e-9 * abs(self.mean):  # else it is rounding alone
             digits = max(1 - math.floor(math.log10(self.error)), 0)
         return f"{self.mean:.{digits}f} ± {self.error:.{digits}f}"
 
@@ -69,7 +77,8 @@ class Record:
     Attributes:
         name: of the experiment.
         runs: the figures of each seed.
-        sessions: seeds, command, hardware, versions and date of each time it was run.
+        sessions: seeds, command, hardware, versions and date of each time that
+            it was run.
     """
 
     name: str
@@ -80,7 +89,9 @@ class Record:
         """Give a figure of all runs, in the order of their seeds."""
         known = {name: None for run in self.runs.values() for name in run}
         if figure not in known:
-            raise KeyError(f"{self.name} has no {figure!r}, only {', '.join(known)}")
+            raise KeyError(
+                f"{self.name} has no {figure!r}, only {', '.join(known)}"
+            )
         return [self.runs[seed][figure] for seed in sorted(self.runs)]
 
     def mean(self, figure: str) -> Estimate:
@@ -88,7 +99,7 @@ class Record:
         return estimate(self[figure])
 
     def difference(self, figure: str, other: str) -> Estimate:
-        """Estimate by how much a figure exceeds another one of the same run."""
+        """Estimate by how much a figure exceeds another of the same run."""
         return estimate(a - b for a, b in zip(self[figure], self[other]))
 
     def only(self, seeds: Iterable[int]) -> "Record":
@@ -100,17 +111,18 @@ class Record:
 
         Args:
             figures: of the new run, all or some.
-            slack: by how much a figure may differ that has no spread on record.
+            slack: by how much a figure may differ that has no spread.
 
         Raises:
-            ValueError: a figure lies further from the record's mean than `slack` and
-                five standard deviations.
+            ValueError: a figure lies further from the record's mean than
+                `slack` and five standard deviations.
         """
         for name, found in figures.items():
-            mean, allowed = self.mean(name).mean, 5 * statistics.stdev(self[name])
-            if not abs(found - mean) <= allowed + slack:
+            mean = self.mean(name).mean
+            allowed = 5 * statistics.stdev(self[name]) + slack
+            if not abs(found - mean) <= allowed:
                 raise ValueError(
-                    f"{name} of {self.name} is {mean:.4g} ± {allowed + slack:.2g} on "
+                    f"{name} of {self.name} is {mean:.4g} ± {allowed:.2g} on "
                     f"record, but {found:.4g} in this run"
                 )
 
@@ -143,12 +155,14 @@ def load(name: str, folder: Path | None = None) -> Record:
 def repeat(
     name: str, seeds: Iterable[int], folder: Path, *, processes: int = 1
 ) -> Record:
-    """Run an experiment with the seeds that its record lacks, and record each run.
+    """Run an experiment with each seed that its record lacks.
+
+    Every run is written down when it is done: an interrupted call goes on.
 
     Args:
         name: of the experiment.
         seeds: which the record shall have.
-        folder: where the records are.
+        folder: where the record is.
         processes: how many runs at a time, of one thread each.
 
     Returns:
@@ -160,7 +174,8 @@ def repeat(
     missing = [seed for seed in seeds if seed not in record.runs]
     session: dict[str, Any] = {
         "command": f"python -m minivit.experiments {name} --seeds {missing}",
-        "hardware": hardware(Place(torch.device("cpu"), 0, 1)),
+        "hardware": hardware(Place(torch.device("cpu"), 0, 1))
+        | {"threads": 1},
         "versions": {library: version(library) for library in LIBRARIES},
         "date": date.today().isoformat(),
         "seeds": [],
@@ -169,9 +184,9 @@ def repeat(
         runs = {pool.submit(_run, name, seed): seed for seed in missing}
         for run in tqdm(as_completed(runs), name, len(runs), disable=not runs):
             record.runs[runs[run]] = run.result()
-            session["seeds"] = sorted([*session["seeds"], runs[run]])
-            record.sessions = [s for s in record.sessions if s is not session]
-            record.sessions.append(session)
+            if not session["seeds"]:
+                record.sessions.append(session)
+            session["seeds"].append(runs[run])
             record.save(folder)
     return record
 
@@ -185,7 +200,7 @@ def _run(name: str, seed: int) -> Figures:
 
 @dataclass
 class Claim:
-    """A sentence of a chapter, as a bound on a figure or on a paired difference.
+    """A sentence of a chapter, as bounds on what is measured.
 
     Attributes:
         name: by which the chapter refers to it.
@@ -225,10 +240,12 @@ class Claim:
     def holds(self, record: Record) -> bool:
         """Say whether the record bears the sentence out."""
         mean, error, _ = self.measure(record)
-        return self.above <= mean - 2 * error and mean + 2 * error <= self.below
+        return (
+            self.above <= mean - 2 * error and mean + 2 * error <= self.below
+        )
 
     def chance(self, record: Record, *, runs: int = 10) -> float:
-        """Say how probable it is that the sentence holds for new seeds as well.
+        """Say how probable it is that new seeds bear the sentence out too.
 
         Args:
             record: of the runs so far; they tell the spread.
@@ -241,7 +258,8 @@ class Claim:
         spread = error * math.sqrt(known)
         if spread == 0:
             return float(self.holds(record))
-        new = statistics.NormalDist(mean, spread * math.sqrt(1 / known + 1 / runs))
+        sigma = spread * math.sqrt(1 / known + 1 / runs)
+        new = statistics.NormalDist(mean, sigma)
         margin = 2 * spread / math.sqrt(runs)
         return new.cdf(self.below - margin) - new.cdf(self.above + margin)
 
@@ -252,5 +270,5 @@ def claims() -> list[Claim]:
     Returns:
         All claims, in the order of the chapters.
     """
-    text = (HERE / "claims.toml").read_text("utf-8")
-    return [Claim(name, **entry) for name, entry in tomllib.loads(text).items()]
+    entries = tomllib.loads((HERE / "claims.toml").read_text("utf-8"))
+    return [Claim(name, **entry) for name, entry in entries.items()]

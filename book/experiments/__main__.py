@@ -1,8 +1,8 @@
 """Hold the claims against the records, or against runs with other seeds.
 
-    python -m minivit.experiments                         # against the records
-    python -m minivit.experiments --seeds 100-109         # against runs of your own
-    python -m minivit.experiments --seeds 0-9 --record    # write the records themselves
+python -m minivit.experiments                         # against the records
+python -m minivit.experiments --seeds 100-109         # against runs of your own
+python -m minivit.experiments --seeds 0-9 --record    # write the records themselves
 """
 
 import argparse
@@ -16,20 +16,26 @@ from . import HERE, LOGS, Claim, Record, claims, load, repeat
 
 
 def main() -> None:
-    """Do what the command line asks for; the exit status is 1 if a claim fails."""
+    """Do what is asked for; the exit status is 1 if a claim fails."""
     everything = claims()
     chapters = {claim.chapter for claim in everything}
     experiments = {path.stem for path in HERE.glob("[!_]*.py")}
     parser = argparse.ArgumentParser(
         prog="python -m minivit.experiments",
-        description="Hold the book's claims against its records, or against new runs.",
+        description="Hold the book's claims against its records, or new runs.",
         epilog=f"Chapters: {', '.join(sorted(chapters))}. "
         f"Experiments: {', '.join(sorted(experiments))}.",
     )
-    parser.add_argument("only", nargs="*", help="chapters or experiments; all if none")
-    parser.add_argument("--seeds", type=_seeds, help="to run with: 3, 0-9, or 3,5-7")
     parser.add_argument(
-        "--record", action="store_true", help="add the runs to the book's records"
+        "only", nargs="*", help="chapters or experiments; all if none"
+    )
+    parser.add_argument(
+        "--seeds", type=_seeds, help="to run with: 3, 0-9, or 3,5-7"
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="add the runs to the book's records",
     )
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count(), help="runs at a time"
@@ -38,7 +44,9 @@ def main() -> None:
 
     only = set(given.only) or experiments
     if unknown := only - chapters - experiments:
-        parser.error(f"neither chapter nor experiment: {', '.join(sorted(unknown))}")
+        parser.error(
+            f"neither chapter nor experiment: {', '.join(sorted(unknown))}"
+        )
     chosen = [c for c in everything if {c.chapter, c.experiment} & only]
     names = {claim.experiment for claim in chosen} | experiments & only
     records = {name: load(name) for name in sorted(names)}
@@ -47,8 +55,12 @@ def main() -> None:
     if given.seeds:
         folder = LOGS if given.record else _fresh()
         for name in records:
-            record = repeat(name, given.seeds, folder, processes=given.processes)
-            records[name] = record if given.record else record.only(given.seeds)
+            record = repeat(
+                name, given.seeds, folder, processes=given.processes
+            )
+            records[name] = (
+                record if given.record else record.only(given.seeds)
+            )
     sys.exit(_report(chosen, records))
 
 
@@ -73,7 +85,9 @@ def _problem(
     for name, known in records.items():
         if not seeds and not known.runs:
             return f"{name} has no record yet: give --seeds and --record"
-        total = set(seeds or ()) | set(known.runs if record or not seeds else ())
+        total = set(seeds or ()) | set(
+            known.runs if record or not seeds else ()
+        )
         if len(total) < 2:
             return "a standard error needs two seeds or more"
         again = sorted(set(seeds or ()) & set(known.runs))
@@ -83,7 +97,7 @@ def _problem(
 
 
 def _fresh() -> Path:
-    """A folder for runs of the code as it is now: an interrupted call can go on."""
+    """A folder for runs of the code as it is now, so that a call can go on."""
     digest = hashlib.sha256()
     for folder in (HERE, Path(checkpoint.__file__).parent):
         for path in sorted(folder.rglob("*.py")):
@@ -98,7 +112,9 @@ def _report(chosen: list[Claim], records: dict[str, Record]) -> int:
         record = records[claim.experiment]
         holds = claim.holds(record)
         held += holds
-        print(f"{'holds' if holds else 'FAILS'}  {claim.chapter}: {claim.says}")
+        print(
+            f"{'holds' if holds else 'FAILS'}  {claim.chapter}: {claim.says}"
+        )
         print(f"       {claim.describe()}: {claim.measure(record)}")
     print(f"{held} of {len(chosen)} claims hold")
     return int(held < len(chosen))

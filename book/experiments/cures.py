@@ -1,17 +1,14 @@
-"""Which cures help a small ViT that has a thousand digits? Chapter `training`."""
+"""Which cures help a small ViT that has a thousand digits? (Training)"""
 
 import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torchvision.transforms import v2
 
 import minivit
 from minivit import data
 from minivit.vit import ViT
-
-EPOCHS = 40
 
 
 def move(images, angle, scale, shift):
@@ -27,6 +24,7 @@ def move(images, angle, scale, shift):
 
 def wobble(images, labels):
     """Change every image by as much as leaves its label certain."""
+
     def draw(*shape):
         return torch.rand(len(images), *shape) * 2 - 1  # in [-1, 1]
 
@@ -46,17 +44,21 @@ def make_vit(seed, dropout=0.0):
 def train_vit(part, *, seed, epochs=40, dropout=0.0, val=None, **recipe):
     model = make_vit(seed, dropout)
     recipe = {"lr": 5e-3, "batch_size": 128, "weight_decay": 0.0} | recipe
-    history = minivit.fit(model, part, epochs=epochs, val=val, seed=seed, **recipe)
+    history = minivit.fit(
+        model, part, epochs=epochs, val=val, seed=seed, **recipe
+    )
     return model, history
 
 
 @torch.no_grad()
 def vote(model, images, copies=16, seed=0):
-    """Average what the model says of copies that are changed as in training."""
+    """Average what the model says of copies, changed as in training."""
     model.eval()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        looks = [model(wobble(images, None)[0]).softmax(-1) for _ in range(copies)]
+        looks = [
+            model(wobble(images, None)[0]).softmax(-1) for _ in range(copies)
+        ]
     return sum(looks).argmax(dim=-1)  # (B,)
 
 
@@ -71,7 +73,7 @@ CURES = {
 
 
 def recipes():
-    """The plain recipe, it with each cure, all cures together, all but each."""
+    """The plain recipe, each cure alone, all cures, all but each."""
     found = {"plain": {}} | CURES
     for left_out in (None, *CURES):
         recipe = {}
@@ -99,5 +101,7 @@ def run(seed, names=None):
         figures[f"{name}: training accuracy"] = 100 * known
         if "transform" in recipe and recipe["transform"] is not mixup:
             right = vote(model, val[0]) == val[1]
-            figures[f"{name}: voted accuracy"] = 100 * right.float().mean().item()
+            figures[f"{name}: voted accuracy"] = (
+                100 * right.float().mean().item()
+            )
     return figures
