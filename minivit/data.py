@@ -64,14 +64,15 @@ WEEKDAYS = [
 LOCK = 1998  # decides which digits are locked away; the year of their publication
 
 
-def load_digits(*, locked: bool = False) -> tuple[Tensor, Tensor]:
+def load_digits(*, locked: bool | None = None) -> tuple[Tensor, Tensor]:
     """Load the scanned digits that travel with scikit-learn.
 
-    A quarter of them is locked away, every class in proportion: whoever chooses by
-    images cannot measure with them. They are for a last figure, and for nothing else.
+    A quarter of them can be locked away, every class in proportion, for a last figure
+    and for nothing else: whoever chooses by images cannot measure with them.
 
     Args:
-        locked: give the 450 images that are locked away instead of the 1,347 others.
+        locked: True gives the 450 that are locked away, False the 1,347 others; by
+            default all of them.
 
     Returns:
         images: (B, 1, 8, 8) float, 0 paper to 1 ink.
@@ -87,7 +88,9 @@ def load_digits(*, locked: bool = False) -> tuple[Tensor, Tensor]:
 
     pixels, labels = load(return_X_y=True)
     images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16.0
-    labels = torch.as_tensor(labels, dtype=torch.long)
+    images, labels = check_finite(images), torch.as_tensor(labels, dtype=torch.long)
+    if locked is None:
+        return images, labels
     return split(images, labels, val_size=450, seed=LOCK)[int(locked)]
 
 

