@@ -257,7 +257,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
         num_heads=2,
         mlp_dim=16,
     )
-    muon, adamw = engine._optimizers(model, Recipe(optimizer="muon"))
+    muon, adamw = Recipe(optimizer="muon").optimizers(model)
     taken = {id(p) for p in muon.param_groups[0]["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in taken}
     assert len(names) == 2 * 4
@@ -270,7 +270,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
 def test_muon_is_missed_in_words(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)  # an old torch has none
     with pytest.raises(ValueError, match=r"needs torch 2\.9 or newer, this is \d"):
-        engine._optimizers(torch.nn.Linear(2, 2), Recipe(optimizer="muon"))
+        Recipe(optimizer="muon").optimizers(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])

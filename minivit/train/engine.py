@@ -7,7 +7,6 @@ So whatever moment a run is killed at, the last checkpoint leads to the same wei
 import itertools
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..images import OnDisk, load_pictures, normalise, seed_from, statistics
 from ..vit import ViT
 from . import records
 from .augment import Augment, crop_file, random_crop
-from .loop import History, count, means, parameter_groups, sum_loss, warmup_cosine
+from .loop import History, count, means, sum_loss
 from .place import Place, autocast, choose_precision, find_place, requests_to_stop
 from .recipe import Recipe
 
@@ -125,7 +124,7 @@ class _Run:
         recipe, place = self.recipe, self.place
         torch.manual_seed(recipe.seed)
         self.model = self.result = ViT(**self.vit_args).to(place.device)
-        self.optimizers = _optimizers(self.model, recipe)
+        self.optimizers = recipe.optimizers(self.model)
         self.ema = None
         if recipe.ema_decay:
             average = get_ema_multi_avg_fn(recipe.ema_decay)
@@ -229,7 +228,7 @@ class _Run:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = _rate(self.step, self.steps, self.recipe)
+                group["lr"] = self.recipe.lr_at(self.step, self.steps)
             self.scaler.step(optimizer)
         self.scaler.update()
         self.model.zero_grad()
@@ -347,35 +346,3 @@ def _check_batch_size(recipe: Recipe, place: Place, images: int) -> None:
             f"batch_size={recipe.batch_size} cannot be divided among "
             f"{place.world_size} processes in {recipe.grad_accum_steps} pieces each"
         )
-
-
-def _optimizers(model: ViT, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the encoder, if asked for; AdamW for all else."""
-    groups = parameter_groups(model, recipe.weight_decay)
-    adamw = partial(torch.optim.AdamW, lr=recipe.lr, fused=True)
-    if recipe.optimizer == "adamw":
-        return [adamw(groups)]
-    if not hasattr(torch.optim, "Muon"):
-        raise ValueError(
-            f"optimizer='muon' needs torch 2.9 or newer, this is {torch.__version__}"
-        )
-    matrices = [p for p in model.encoder.parameters() if p.ndim == 2]
-    taken = set(matrices)
-    for group in groups:
-        group["params"] = [p for p in group["params"] if p not in taken]
-    # With this choice the steps are as large as AdamW's: one rate serves both.
-    muon = torch.optim.Muon(
-        matrices,
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    return [muon, adamw(groups)]
-
-
-def _rate(step: int, steps: int, recipe: Recipe) -> float:
-    """Give the learning rate of an update."""
-    if recipe.lr_schedule == "cosine":
-        return recipe.lr * warmup_cosine(step, steps, recipe.warmup_ratio)
-    rising = max(round(steps * recipe.warmup_ratio), 1)
-    return recipe.lr * min(1.0, (step + 1) / rising)

@@ -3,11 +3,15 @@
 import dataclasses
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from ..vit import SIZES
+import torch
+
+from ..vit import SIZES, ViT
+from .loop import parameter_groups, warmup_cosine
 
 __all__ = ["Recipe"]
 
@@ -214,6 +218,55 @@ class Recipe:
             "layer_scale": self.layer_scale,
             "pool": self.pool,
         }
+
+    def optimizers(self, model: ViT) -> list[torch.optim.Optimizer]:
+        """Make AdamW, or Muon for the matrices of the encoder and AdamW for all else.
+
+        Args:
+            model: whose parameters they take.
+
+        Returns:
+            One optimizer or two.
+
+        Raises:
+            ValueError: this torch has no Muon.
+        """
+        groups = parameter_groups(model, self.weight_decay)
+        adamw = partial(torch.optim.AdamW, lr=self.lr, fused=True)
+        if self.optimizer == "adamw":
+            return [adamw(groups)]
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(
+                "optimizer='muon' needs torch 2.9 or newer, "
+                f"this is {torch.__version__}"
+            )
+        matrices = [p for p in model.encoder.parameters() if p.ndim == 2]
+        taken = set(matrices)
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p not in taken]
+        # With this choice the steps are as large as AdamW's: one rate serves both.
+        muon = torch.optim.Muon(
+            matrices,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        return [muon, adamw(groups)]
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """Give the learning rate of an update.
+
+        Args:
+            step: updates done.
+            steps: updates in all.
+
+        Returns:
+            The rate.
+        """
+        if self.lr_schedule == "cosine":
+            return self.lr * warmup_cosine(step, steps, self.warmup_ratio)
+        rising = max(round(steps * self.warmup_ratio), 1)
+        return self.lr * min(1.0, (step + 1) / rising)
 
 
 def _plain(name: str, value: Any, kind: Any) -> Any:
