@@ -12,6 +12,7 @@ from random import Random
 
 import pytest
 from minivit.experiments import Claim, Record, estimate
+from minivit.experiments import __main__ as command
 from test_book import CHAPTERS, Chapter
 
 from minivit import experiments
@@ -79,7 +80,7 @@ def test_the_code_that_is_shown_is_the_code_that_was_measured(name):
     for path in CHAPTERS:
         if path.stem in {c.chapter for c in CLAIMS.values() if c.experiment == name}:
             for cell in Chapter(path).code:
-                source = re.sub(r"^ *[%!].*", "", cell.source, flags=re.M)
+                source = re.sub(r"^( *)[%!].*", r"\1pass", cell.source, flags=re.M)
                 for shown, code in definitions(source).items():
                     assert own.get(shown, code) == code, f"{path.stem}: {shown}"
 
@@ -186,7 +187,7 @@ figure = "a"
 minus = "b"
 above = {above}
 """
-# The command looks for experiments, claims and records in a folder of the test's own.
+# Processes look for experiments, claims and records in a folder of the test's own.
 CUSTOMIZE = """
 import os, pathlib
 import minivit.experiments as e
@@ -197,78 +198,90 @@ e.__path__.append(os.environ["OWN"])
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
-    (tmp_path / "tried.py").write_text(EXPERIMENT)
-    (tmp_path / "claims.toml").write_text(CLAIM.format(above=0.5))
+def own(tmp_path, monkeypatch):
+    (tmp_path / "tried.py").write_text(EXPERIMENT, "utf-8")
+    (tmp_path / "claims.toml").write_text(CLAIM.format(above=0.5), "utf-8")
     (tmp_path / "path").mkdir()
-    (tmp_path / "path/sitecustomize.py").write_text(CUSTOMIZE)
+    (tmp_path / "path/sitecustomize.py").write_text(CUSTOMIZE, "utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
     monkeypatch.setenv("OWN", str(tmp_path))
-
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "minivit.experiments", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-        )
-
-    return run
+    for module in (experiments, command):
+        monkeypatch.setattr(module, "HERE", tmp_path)
+        monkeypatch.setattr(module, "LOGS", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_claims_are_repeated_on_other_seeds(command, tmp_path):
-    done = command("--record", "--seeds", "0-2")
-    assert done.returncode == 0, done.stderr
-    assert sorted(json.loads((tmp_path / "tried.json").read_text())["runs"]) == [*"012"]
-    done = command("training", "--seeds", "5,10-11")
+@pytest.fixture
+def recorded(own):
+    """Seeds 0 to 2 are on record."""
+    runs = {seed: {"a": 1.0 + seed, "b": float(seed)} for seed in range(3)}
+    Record("tried", runs).save(own)
+    return own
+
+
+def test_claims_are_repeated_on_other_seeds(recorded):
+    """By processes of their own; one that fails loses what it was at, no more."""
+    call = [sys.executable, "-m", "minivit.experiments", "training"]
+    call += ["--seeds", "5,7-8", "--processes", "1"]
+    before = (recorded / "tried.json").read_bytes()
+    done = subprocess.run(call, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 1
+    assert "RuntimeError: seven" in done.stderr
+    (recorded / "seven").touch()
+    done = subprocess.run(call, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert "holds  training: a is larger than b." in done.stdout
     assert "0.5 < a - b: 1 ± " in done.stdout
     assert "1 of 1 claims hold" in done.stdout
-    assert sorted(json.loads((tmp_path / "tried.json").read_text())["runs"]) == [*"012"]
+    assert (recorded / "tried.json").read_bytes() == before
+    (kept,) = recorded.glob("_build/claims/*/tried.json")
+    found = json.loads(kept.read_text("utf-8"))
+    assert sorted(found["runs"]) == [*"578"]
+    seeds = [seed for session in found["sessions"] for seed in session["seeds"]]
+    assert sorted(seeds) == [5, 7, 8]
 
 
-def test_exit_status_when_a_claim_fails(command, tmp_path):
-    (tmp_path / "claims.toml").write_text(CLAIM.format(above=1.5))
-    done = command("--seeds", "3-4")
-    assert done.returncode == 1, done.stderr
-    assert "FAILS  training: a is larger than b." in done.stdout
-    assert "0 of 1 claims hold" in done.stdout
+@pytest.mark.parametrize(("above", "status"), [(0.5, 0), (1.5, 1)])
+def test_the_status_says_whether_all_claims_hold(recorded, capsys, above, status):
+    (recorded / "claims.toml").write_text(CLAIM.format(above=above), "utf-8")
+    assert command.main([]) == status
+    said = capsys.readouterr().out
+    assert ("FAILS  training: a is larger than b." in said) == bool(status)
+    assert f"{1 - status} of 1 claims hold" in said
 
 
-def test_an_interrupted_repetition_goes_on(command, tmp_path):
-    done = command("--seeds", "6-8", "--processes", "1")
-    assert done.returncode == 1
-    assert "RuntimeError: seven" in done.stderr
-    (tmp_path / "seven").touch()
-    done = command("--seeds", "6-8", "--processes", "1")
-    assert done.returncode == 0, done.stderr
-    (kept,) = tmp_path.glob("_build/claims/*/tried.json")
-    found = json.loads(kept.read_text())
-    assert sorted(found["runs"]) == [*"678"]
-    assert len(found["sessions"]) == 2
+def test_records_are_added_to(recorded, monkeypatch):
+    def repeat(name, seeds, folder, *, processes):
+        record = experiments.load(name, folder)
+        record.runs |= {seed: {"a": 2.0, "b": 0.0} for seed in seeds}
+        record.save(folder)
+        return record
+
+    monkeypatch.setattr(command, "repeat", repeat)
+    command.main(["--record", "--seeds", "2-4"])
+    assert sorted(experiments.load("tried", recorded).runs) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nothing"], "neither chapter nor experiment: nothing"),
-        (["--seeds", "1-"], "invalid .* value: '1-'"),
-        (["--seeds", "4-2"], "invalid .* value: '4-2'"),
-        (["--seeds", "3"], "two seeds"),
+        (["--seeds", "1-"], r"invalid .* value: '1-'"),
+        (["--seeds", "4-2"], r"invalid .* value: '4-2'"),
+        (["--seeds", "9"], "needs two seeds"),
+        (["--seeds", "2-3"], r"the record of tried holds seeds \[2\]: choose others"),
         (["--record"], "--record needs --seeds"),
-        ([], "has no record"),
     ],
 )
-def test_what_cannot_be_done(command, arguments, message):
-    done = command(*arguments)
-    assert done.returncode == 2
-    assert re.search(message, done.stderr), done.stderr
+def test_what_cannot_be_done(recorded, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        command.main(arguments)
+    assert stop.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
-def test_seeds_of_the_record_are_refused(command):
-    command("--record", "--seeds", "0-2")
-    done = command("--seeds", "2-3")
-    assert done.returncode == 2
-    assert "the record of tried holds seeds [2]: choose others" in done.stderr
+def test_no_record_yet(own, capsys):
+    with pytest.raises(SystemExit):
+        command.main([])
+    assert "tried has no record yet" in capsys.readouterr().err

@@ -8,15 +8,15 @@ python -m minivit.experiments --seeds 0-9 --record    # write the records
 import argparse
 import hashlib
 import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import checkpoint
 from . import HERE, LOGS, Claim, Record, claims, load, repeat
 
 
-def main() -> None:
-    """Do what is asked for; the exit status is 1 if a claim fails."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what is asked for; 1 if a claim fails, else 0."""
     everything = claims()
     chapters = {claim.chapter for claim in everything}
     experiments = {path.stem for path in HERE.glob("[!_]*.py")}
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count(), help="runs at a time"
     )
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
 
     only = set(given.only) or experiments
     if unknown := only - chapters - experiments:
@@ -61,7 +61,7 @@ def main() -> None:
             records[name] = (
                 record if given.record else record.only(given.seeds)
             )
-    sys.exit(_report(chosen, records))
+    return _report(chosen, records)
 
 
 def _seeds(text: str) -> list[int]:
@@ -121,4 +121,4 @@ def _report(chosen: list[Claim], records: dict[str, Record]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
