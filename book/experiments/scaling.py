@@ -1,8 +1,9 @@
 """Does attention learn a lookup without dividing the scores by √D?"""
 
+import math
+
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from minivit.attention import attention
 
@@ -10,18 +11,24 @@ from minivit.attention import attention
 def learn(seed, width=16, scaled=True, steps=300, B=64):
     torch.manual_seed(seed)
     codes, partner = torch.randn(8, width), torch.randperm(8)
-    W_q = nn.Linear(width, width, bias=False)
-    W_k = nn.Linear(width, width, bias=False)
-    optimizer = torch.optim.Adam(
-        [*W_q.parameters(), *W_k.parameters()], lr=1e-2
-    )
-    losses = []
+    W_q = torch.nn.Linear(width, width, bias=False)
+    W_k = torch.nn.Linear(width, width, bias=False)
+    projections = [*W_q.parameters(), *W_k.parameters()]
+    optimizer = torch.optim.Adam(projections, lr=1e-2)
+
+    def weights():  # rows: code asked for; columns: the partner of 0, 1, ...
+        with torch.no_grad():
+            q, k = W_q(codes), W_k(codes[partner])
+            return attention(q, k, k)[1]  # (8, 8)
+
+    maps, losses = [weights()], []
     for _ in range(steps):
         shown = torch.rand(B, 8).argsort(dim=1)  # (B, S) codes in any order
         asked = torch.randint(8, (B, 1))  # (B, L) with L = 1
         value = torch.randn(B, 8, 4)  # (B, S, Dv)
-        query = W_q(codes[asked]) * (1 if scaled else width**0.5)
-        output, _ = attention(query, W_k(codes[shown]), value)
+        q, k = W_q(codes[asked]), W_k(codes[shown])  # (B, L, D), (B, S, D)
+        q = q if scaled else q * math.sqrt(width)  # undoes the division
+        output, _ = attention(q, k, value)
         where = (shown == partner[asked]).int().argmax(dim=1)  # (B,)
         target = value[torch.arange(B), where].unsqueeze(1)  # (B, 1, Dv)
         loss = F.mse_loss(output, target)
@@ -29,7 +36,7 @@ def learn(seed, width=16, scaled=True, steps=300, B=64):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    return losses
+    return losses, [*maps, weights()]
 
 
 def run(seed):
@@ -37,6 +44,6 @@ def run(seed):
     figures = {}
     for width in (16, 64, 256):
         for name, scaled in (("divided", True), ("not divided", False)):
-            losses = learn(seed, width, scaled)
+            losses, _ = learn(seed, width, scaled)
             figures[f"{name}, D = {width}"] = sum(losses[-20:]) / 20
     return figures
