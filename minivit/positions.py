@@ -226,9 +226,8 @@ def resample_positions(
     return torch.cat([prefix, grid], dim=1)  # (1, 1+N, E)
 
 
-def _reset(
-    module: SinusoidalPositions, _: object
-) -> None:  # a lambda cannot be pickled
+def _reset(module: SinusoidalPositions, _: object) -> None:
+    """Call it from a hook: a method or a lambda there would not be copied or pickled."""
     module.reset()
 
 
