@@ -227,7 +227,7 @@ def resample_positions(
 
 
 def _reset(module: SinusoidalPositions, _: object) -> None:
-    """Call it from a hook: a method or a lambda there would not be copied or pickled."""
+    """Reset the table, from a hook: a lambda there could not be pickled."""
     module.reset()
 
 
