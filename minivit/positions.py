@@ -226,9 +226,8 @@ def resample_positions(
     return torch.cat([prefix, grid], dim=1)  # (1, 1+N, E)
 
 
-def _reset(
-    module: SinusoidalPositions, _: object
-) -> None:  # a lambda cannot be pickled
+def _reset(module: SinusoidalPositions, _: object) -> None:
+    """Reset the table, from a hook: a lambda there could not be pickled."""
     module.reset()
 
 

@@ -373,8 +373,10 @@ def test_pictures_on_disk_train_too(tmp_path):
 # --- interruptions ------------------------------------------------------------------
 
 
-# A forked process has torch loaded already; macOS forks no threads, Windows nothing.
-PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+# A forked process has torch loaded already. But it would wait for ever for threads that
+# share a sum and were not forked; macOS forks no threads at all, Windows nothing.
+CAN_FORK = sys.platform == "linux" and torch.get_num_threads() == 1
+PROCESSES = multiprocessing.get_context("fork" if CAN_FORK else "spawn")
 
 # What ends a process at once: on Windows any signal does, and is the exit status.
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
