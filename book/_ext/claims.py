@@ -46,20 +46,27 @@ def role(name, rawtext, text, lineno, inliner, options=None, content=None):
 
 
 class Claims(Directive):
-    """The list of all claims."""
+    """The list of all claims, a table for each chapter."""
 
     def run(self):
-        rst = []
+        env = self.state.document.settings.env
+        places = env.get_domain("std").anonlabels
+        tables = []
         for chapter, group in groupby(claims(), lambda claim: claim.chapter):
-            rst += ["", ".. list-table::", "   :header-rows: 1", "   :widths: 60 40", ""]
+            group = list(group)
+            rst = [".. list-table::", "   :header-rows: 1", "   :widths: 60 40", ""]
             rst += [f"   * - :doc:`{chapter}`", "     - measured, and what it must be"]
             for claim in group:
                 figure, runs = measured(claim)
-                rst += [f"   * - .. _claim-{claim.name}:", "", f"       {claim.says}"]
+                rst += [f"   * - {claim.says}"]
                 rst += [f"     - {figure} ({runs} seeds); ``{claim.describe()}``"]
-        parent = nodes.container()
-        self.state.nested_parse(StringList(rst, source="claims"), 0, parent)
-        return parent.children
+            parent = nodes.container()
+            self.state.nested_parse(StringList(rst, source="claims"), 0, parent)
+            for claim, row in zip(group, list(parent.findall(nodes.row))[1:]):
+                row["ids"].append(f"claim-{claim.name}")
+                places[f"claim-{claim.name}"] = (env.docname, f"claim-{claim.name}")
+            tables += parent.children
+        return tables
 
 
 def setup(app):
