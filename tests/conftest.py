@@ -41,7 +41,7 @@ def wheel(tmp_path_factory):
     source, target = (tmp_path_factory.mktemp(name) for name in ("source", "wheel"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for folder in ("minivit", "book/logs"):
+    for folder in ("minivit", "book/experiments", "book/logs"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, source / folder, ignore=ignore)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index"]

@@ -17,7 +17,7 @@ TOOL = runpy.run_path(str(ROOT / "tools/install.py"))
 
 
 def test_wheel_holds_all_files(wheel):
-    """The marker of types, the weights and the logs as well as the code."""
+    """The marker of types, the weights, experiments and logs as well as the code."""
     packed = {
         name for name in zipfile.ZipFile(wheel).namelist() if "-info/" not in name
     }
@@ -27,14 +27,16 @@ def test_wheel_holds_all_files(wheel):
         for path in (folder / "minivit").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    logs = {
-        f"minivit/logs/{path.relative_to(ROOT / 'book/logs').as_posix()}"
-        for path in (ROOT / "book/logs").rglob("*")
-        if path.is_file()
+    brought = {
+        f"minivit/{path.relative_to(ROOT / 'book').as_posix()}"
+        for folder in ("book/experiments", "book/logs")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert {"minivit/py.typed", "minivit/weights/vit_cifar10.safetensors"} <= found
-    assert "minivit/logs/vit_cifar10/metrics.jsonl" in logs
-    assert packed == found | logs
+    assert "minivit/logs/vit_cifar10/metrics.jsonl" in brought
+    assert "minivit/experiments/claims.toml" in brought
+    assert packed == found | brought
 
 
 def test_wheel_is_small(wheel):

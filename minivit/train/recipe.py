@@ -155,14 +155,14 @@ class Recipe:
         """Refuse what cannot be meant."""
         kinds = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            name = field.name
-            value = _plain(name, getattr(self, name), kinds[name])
+            name, came = field.name, getattr(self, field.name)
+            value = _plain(name, came, kinds[name])
             object.__setattr__(self, name, value)  # the dataclass is frozen
             choices, within = field.metadata["choices"], field.metadata["within"]
             if choices and value not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {value!r}")
             if within and value is not None and not _lies_in(within, value):
-                raise ValueError(f"{name} must lie in {within}, got {value}")
+                raise ValueError(f"{name} must lie in {within}, got {came}")
 
     @property
     def folder(self) -> Path:
