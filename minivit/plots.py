@@ -10,7 +10,6 @@ Letters for shapes: B batch, C channels, L queries, S keys, H heads, K classes.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,6 @@ __all__ = [
     "heatmap",
     "images",
     "learning_curves",
-    "seeds",
     "use_style",
 ]
 
@@ -328,25 +326,3 @@ def band(x: Sequence[float], runs: Tensor, *, ax: Axes, label: str = "") -> None
         alpha=0.2,
         linewidth=0,
     )
-
-
-def seeds(
-    table: Mapping[str, Sequence[float]], *, zero: float | None = None, ax: Axes
-) -> None:
-    """Draw what came out with each seed: a row of dots, and their mean with its error.
-
-    Args:
-        table: for each row its name and a number from every seed, two or more.
-        zero: where to draw a line to compare with.
-        ax: where to draw; the bars reach two standard errors to both sides.
-    """
-    for row, values in enumerate(table.values()):
-        dots = {"s": 16, "alpha": 0.4, "linewidths": 0, "color": COLOURS[0]}
-        ax.scatter(values, [row] * len(values), **dots)
-        mean = statistics.fmean(values)
-        error = statistics.stdev(values) / len(values) ** 0.5
-        ax.errorbar(mean, row, xerr=2 * error, fmt="k|", markersize=11, capsize=3)
-    if zero is not None:
-        ax.axvline(zero, color="0.5", linewidth=1, linestyle=":")
-    ax.set_yticks(range(len(table)), list(table))
-    ax.invert_yaxis()

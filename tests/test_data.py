@@ -23,6 +23,16 @@ from minivit.data import (
 # --- images -------------------------------------------------------------------------
 
 
+def test_locked_digits_are_a_quarter_that_nobody_else_gets():
+    everything, open_, locked = (load_digits(locked=x) for x in (None, False, True))
+    assert (len(open_[1]), len(locked[1])) == (1347, 450)
+    rows = [sorted(images.flatten(1).tolist()) for images, _ in (everything, locked)]
+    assert sorted([*open_[0].flatten(1).tolist(), *rows[1]]) == rows[0]
+    share = locked[1].bincount() / everything[1].bincount()
+    assert (share - 0.25).abs().max() < 0.01
+    assert torch.equal(locked[0], load_digits(locked=True)[0])
+
+
 def test_digits_are_those_of_scikit_learn():
     from sklearn import datasets
 

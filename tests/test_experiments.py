@@ -243,6 +243,9 @@ def test_claims_are_repeated_on_other_seeds(recorded):
     assert sorted(found["runs"]) == [*"578"]
     seeds = [seed for session in found["sessions"] for seed in session["seeds"]]
     assert sorted(seeds) == [5, 7, 8]
+    first, again = (session["command"] for session in found["sessions"])
+    assert first.endswith("tried --seeds 5,7,8")
+    assert again.endswith("tried --seeds 7,8")
 
 
 @pytest.mark.parametrize(("above", "status"), [(0.5, 0), (1.5, 1)])
@@ -252,6 +255,18 @@ def test_the_status_says_whether_all_claims_hold(recorded, capsys, above, status
     said = capsys.readouterr().out
     assert ("FAILS  training: a is larger than b." in said) == bool(status)
     assert f"{1 - status} of 1 claims hold" in said
+
+
+def test_what_bears_no_claim_is_run_only_by_name(recorded, capsys):
+    (recorded / "in_work.py").write_text(EXPERIMENT, "utf-8")
+    assert command.main([]) == 0
+    with pytest.raises(SystemExit):
+        command.main(["in_work"])
+    assert "in_work has no record yet" in capsys.readouterr().err
+
+
+def test_the_book_itself():
+    assert command.main([]) == 0
 
 
 def test_records_are_added_to(recorded, monkeypatch):

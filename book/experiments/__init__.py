@@ -172,8 +172,10 @@ def repeat(
 
     record = load(name, folder)
     missing = [seed for seed in seeds if seed not in record.runs]
+    command = f"python -m minivit.experiments {name} --seeds "
+    command += ",".join(map(str, missing))
     session: dict[str, Any] = {
-        "command": f"python -m minivit.experiments {name} --seeds {missing}",
+        "command": f"{command} --record" if folder == LOGS else command,
         "hardware": hardware(Place(torch.device("cpu"), 0, 1))
         | {"threads": 1},
         "versions": {library: version(library) for library in LIBRARIES},

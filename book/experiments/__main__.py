@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"Experiments: {', '.join(sorted(experiments))}.",
     )
     parser.add_argument(
-        "only", nargs="*", help="chapters or experiments; all if none"
+        "only",
+        nargs="*",
+        help="chapters or experiments; if none, all claims",
     )
     parser.add_argument(
         "--seeds", type=_seeds, help="to run with: 3, 0-9, or 3,5-7"
@@ -42,12 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(argv)
 
-    only = set(given.only) or experiments
+    only = set(given.only)
     if unknown := only - chapters - experiments:
         parser.error(
             f"neither chapter nor experiment: {', '.join(sorted(unknown))}"
         )
-    chosen = [c for c in everything if {c.chapter, c.experiment} & only]
+    chosen = [
+        c for c in everything if not only or {c.chapter, c.experiment} & only
+    ]
+    # An experiment that bears no claim is run if it is asked for by name.
     names = {claim.experiment for claim in chosen} | experiments & only
     records = {name: load(name) for name in sorted(names)}
     if problem := _problem(given.seeds, given.record, records):
