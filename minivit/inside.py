@@ -22,6 +22,7 @@ __all__ = [
     "deletion_curve",
     "patch_filters",
     "position_similarity",
+    "relevance",
     "rollout",
 ]
 
@@ -121,6 +122,59 @@ def rollout(maps: Sequence[Tensor]) -> Tensor:
     return flow
 
 
+@torch.enable_grad()
+def relevance(
+    model: nn.Module, inputs: Tensor, classes: Tensor | None = None
+) -> Tensor:
+    """Follow attention through all layers as far as it speaks for one class.
+
+    Each weight counts by how much it would raise the class's score, if it would at all;
+    heads are averaged.
+
+    Args:
+        model: inputs -> logits (B, K), built of self-attention.
+        inputs: (B, ...) what the model is called with.
+        classes: (B,) which class; by default the one with the highest score.
+
+    Returns:
+        (B, L, L): what each input token (columns) gave to each output (rows).
+
+    Raises:
+        ValueError: the model runs no `MultiHeadAttention`.
+
+    Source:
+        Chefer, Gur and Wolf 2021, "Generic Attention-model Explainability for
+        Interpreting Bi-Modal and Encoder-Decoder Transformers", equations 5 and 6.
+    """
+    maps: list[Tensor] = []
+    if inputs.is_floating_point():  # all weights may be frozen
+        inputs = inputs.detach().requires_grad_()
+
+    def attend(module: nn.Module, args: tuple, kwargs: dict, _: Tensor) -> Tensor:
+        assert isinstance(module, MultiHeadAttention)
+        output, weights = module.attend(*args, **kwargs)
+        maps.append(weights)  # (B, H, L, L), now between input and score
+        return output
+
+    modules = [m for m in model.modules() if isinstance(m, MultiHeadAttention)]
+    hooks = [m.register_forward_hook(attend, with_kwargs=True) for m in modules]
+    try:
+        with _evaluating(model):
+            logits = model(inputs)  # (B, K)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not maps:
+        raise ValueError(f"{type(model).__name__} runs no MultiHeadAttention")
+    chosen = logits.argmax(dim=1) if classes is None else classes  # (B,)
+    score = logits.gather(1, chosen[:, None]).sum()
+    slopes = torch.autograd.grad(score, maps)
+    flow = torch.eye(maps[0].size(-1)).to(maps[0])  # (L, L)
+    for weights, slope in zip(maps, slopes):
+        flow = flow + (weights * slope).clamp(min=0).mean(dim=1) @ flow  # (B, L, L)
+    return flow.detach()
+
+
 def position_similarity(model: ViT) -> Tensor:
     """Compare the learned positions of all patches with each other.
 
@@ -175,9 +229,9 @@ def deletion_curve(
     scores: Tensor,
     *,
     patch_size: int,
-    fill: float = 0.0,
+    fill: float | None = 0.0,
 ) -> Tensor:
-    """Blank out patches one after the other, highest score first, and watch.
+    """Take patches away one after the other, highest score first, and watch.
 
     A ranking that knows what matters makes the accuracy fall early. Of equal scores
     the first patch goes first.
@@ -188,14 +242,18 @@ def deletion_curve(
         labels: (B,).
         scores: (B, N), or (B, rows, columns): what each patch is worth.
         patch_size: P.
-        fill: value of a blank pixel.
+        fill: value of a blank pixel. None blanks nothing: a `ViT` is given the
+            tokens of the other patches only.
 
     Returns:
-        (N + 1,) accuracy with 0, 1, …, N patches blank.
+        (N + 1,) accuracy without 0, 1, …, N patches.
 
     Raises:
+        TypeError: tokens can only be left out of a `ViT`, and CLS must remain.
         ValueError: the scores or the labels do not fit the patches.
     """
+    if fill is None and not (isinstance(model, ViT) and model.pool == "cls"):
+        raise TypeError(f"fill=None needs a ViT with CLS, got {type(model).__name__}")
     patches = patchify(images, patch_size).clone()  # (B, N, P·P·C)
     scores = scores.flatten(1)
     wanted = patches.shape[:2]
@@ -210,11 +268,30 @@ def deletion_curve(
     accuracy = []
     with _evaluating(model):
         for step in range(patches.size(1) + 1):
-            if step > 0:
-                patches[rows, order[:, step - 1]] = fill
-            logits = model(unpatchify(patches, patch_size, size))
+            if fill is None:
+                assert isinstance(model, ViT)
+                with _only(order[:, step:], model):
+                    logits = model(images)
+            else:
+                patches[rows, order[:, :step].T] = fill
+                logits = model(unpatchify(patches, patch_size, size))
             accuracy.append((logits.argmax(dim=-1) == labels).float().mean())
     return torch.stack(accuracy)
+
+
+@contextmanager
+def _only(patches: Tensor, model: ViT) -> Iterator[None]:
+    """Hand the encoder CLS and the tokens of these patches (B, n), no others."""
+    kept = F.pad(1 + patches, (1, 0))  # (B, 1+n), CLS is token 0
+
+    def choose(_: nn.Module, args: tuple[Tensor]) -> Tensor:
+        return args[0].take_along_dim(kept[..., None], dim=1)  # (B, 1+n, E)
+
+    hook = model.encoder.register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from minivit.inside import (
     deletion_curve,
     patch_filters,
     position_similarity,
+    relevance,
     rollout,
 )
 
@@ -221,6 +222,64 @@ def test_rollout_needs_square_maps_of_one_shape(maps):
         rollout(maps)
 
 
+def scored(model, images, classes, changed, instead):
+    """The classes' scores, by hand, with other weights in one layer."""
+    x = model.patch_embed(images)
+    x = torch.cat([model.cls_token.expand(len(x), -1, -1), x], 1) + model.pos_embed
+    for number, layer in enumerate(model.encoder.layers):
+        attend, z = layer.self_attention, layer.norm1(x)
+        weights = instead if number == changed else softmax_by_hand(attend, z)
+        value = z @ attend.in_proj.weight[-24:].T + attend.in_proj.bias[-24:]
+        mixed = torch.einsum("bhls,bshd->blhd", weights, value.unflatten(2, (-1, 6)))
+        x = x + attend.out_proj(mixed.flatten(2))
+        x = x + layer.feed_forward(layer.norm2(x))
+    logits = model.head(model.encoder.norm(x)[:, 0])
+    return logits.gather(1, classes[:, None]).sum()
+
+
+def test_relevance_is_the_rule_by_hand():
+    """The slope of the score against every single weight, by finite differences."""
+    model = vit(num_layers=2, embed_dim=24, num_heads=4).double()
+    images = torch.rand(2, 2, 4, 6, dtype=torch.float64)
+    classes, step = torch.tensor([2, 0]), 1e-6
+    maps = attention_maps(model, images)
+    expected = torch.eye(7, dtype=torch.float64).repeat(2, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            scored(model, images, classes, 0, maps[0]),
+            model(images).gather(1, classes[:, None]).sum(),
+        )
+        for layer, weights in enumerate(maps):
+            slope = torch.zeros_like(weights)
+            for index in torch.cartesian_prod(*map(torch.arange, weights.shape)):
+                there = torch.zeros_like(weights)
+                there[tuple(index)] = step
+                up, down = (
+                    scored(model, images, classes, layer, weights + change)
+                    for change in (there, -there)
+                )
+                slope[tuple(index)] = (up - down) / (2 * step)
+            share = (weights * slope).clamp(min=0).mean(dim=1)
+            expected = expected + share @ expected
+    found = relevance(model, images, classes)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+@torch.no_grad()
+def test_relevance_asks_for_the_likeliest_class_and_leaves_the_model_alone():
+    model = vit().train().requires_grad_(False)
+    images = torch.rand(3, 2, 4, 6)
+    best = model.eval()(images).argmax(dim=1)
+    model.train()
+    assert torch.equal(relevance(model, images), relevance(model, images, best))
+    others = relevance(model, images, (best + 1) % 5)
+    assert not torch.allclose(relevance(model, images), others)
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(ValueError, match="Linear runs no MultiHeadAttention"):
+        relevance(nn.Linear(2, 2), torch.rand(3, 2))
+
+
 def test_cls_attention_on_a_wide_grid():
     weights = torch.arange(49.0).view(1, 7, 7)  # CLS looks at 0, 1, …, 6
     picture = cls_attention(weights, (2, 3))
@@ -338,3 +397,27 @@ def test_deletion_restores_the_mode():
     with pytest.raises(ValueError, match=r"labels \(2,\), got .* \(2, 1\) labels"):
         deletion_curve(model, images, labels[:, None], torch.rand(2, 6), patch_size=2)
     assert model.training
+
+
+def test_tokens_are_left_out():
+    """The curve is that of encoders that never saw the patch."""
+    model = vit().eval()
+    images = torch.randn(20, 2, 4, 6)
+    with torch.no_grad():
+        labels = model(images).argmax(dim=1)
+    scores = torch.rand(20, 6)
+    curve = deletion_curve(model, images, labels, scores, patch_size=2, fill=None)
+    order = scores.argsort(dim=1, descending=True)
+    for step in range(7):
+        right = 0
+        for image, label, row in zip(images, labels, order):
+            kept = [place for place in range(6) if place not in row[:step]]
+            x = torch.cat([model.cls_token[0], model.patch_embed(image[None])[0]])
+            x = (x + model.pos_embed[0])[[0, *(1 + place for place in kept)]]
+            right += model.head(model.encoder(x[None])[0, 0]).argmax() == label
+        torch.testing.assert_close(curve[step], right / 20)
+    assert curve[0] == 1
+    assert not model.encoder._forward_pre_hooks
+    for other in (vit(pool="mean"), ReadsOnePatch()):
+        with pytest.raises(TypeError, match="needs a ViT with CLS, got"):
+            deletion_curve(other, images, labels, scores, patch_size=2, fill=None)

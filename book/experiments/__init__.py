@@ -254,16 +254,20 @@ class Claim:
             runs: number of new seeds.
 
         Returns:
-            A probability, by the normal distribution.
+            A probability, by Student's distribution: the spread, too, is
+            only known from the runs.
         """
+        from scipy.stats import t
+
         mean, error, known = self.measure(record)
         spread = error * math.sqrt(known)
         if spread == 0:
             return float(self.holds(record))
-        sigma = spread * math.sqrt(1 / known + 1 / runs)
-        new = statistics.NormalDist(mean, sigma)
+        scale = spread * math.sqrt(1 / known + 1 / runs)
         margin = 2 * spread / math.sqrt(runs)
-        return new.cdf(self.below - margin) - new.cdf(self.above + margin)
+        bounds = [self.above + margin, self.below - margin]
+        low, high = t.cdf(bounds, known - 1, mean, scale)
+        return float(high - low)
 
 
 def claims() -> list[Claim]:
