@@ -64,15 +64,14 @@ WEEKDAYS = [
 LOCK = 1998  # decides which digits are locked away; the year of their publication
 
 
-def load_digits(*, locked: bool | None = None) -> tuple[Tensor, Tensor]:
+def load_digits(*, locked: bool = False) -> tuple[Tensor, Tensor]:
     """Load the scanned digits that travel with scikit-learn.
 
-    A quarter of them can be locked away, every class in proportion, for a last figure
-    and for nothing else: whoever chooses by images cannot measure with them.
+    A quarter of them is locked away, every class in proportion, for a last figure and
+    for nothing else: whoever chooses by images cannot measure with them.
 
     Args:
-        locked: True gives the 450 that are locked away, False the 1,347 others; by
-            default all of them.
+        locked: True gives the 450 that are locked away, False the 1,347 others.
 
     Returns:
         images: (B, 1, 8, 8) float, 0 paper to 1 ink.
@@ -89,8 +88,6 @@ def load_digits(*, locked: bool | None = None) -> tuple[Tensor, Tensor]:
     pixels, labels = load(return_X_y=True)
     images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16.0
     images, labels = check_finite(images), torch.as_tensor(labels, dtype=torch.long)
-    if locked is None:
-        return images, labels
     return split(images, labels, val_size=450, seed=LOCK)[int(locked)]
 
 

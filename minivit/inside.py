@@ -20,6 +20,7 @@ __all__ = [
     "attention_maps",
     "cls_attention",
     "deletion_curve",
+    "only_patches",
     "patch_filters",
     "position_similarity",
     "relevance",
@@ -221,6 +222,28 @@ def patch_filters(model: ViT, number: int) -> Tensor:
     return unpatchify(directions[:number, None], embed.patch_size, embed.patch_size)
 
 
+@contextmanager
+def only_patches(model: ViT, kept: Tensor) -> Iterator[None]:
+    """Within this context the encoder is given CLS and these patches, no others.
+
+    They keep their positions: nothing is painted, the tokens are left out.
+
+    Args:
+        model: a `ViT` with CLS.
+        kept: (B, n), the numbers of the patches that each image keeps.
+    """
+    tokens = F.pad(1 + kept, (1, 0))  # (B, 1+n): CLS is number 0
+
+    def choose(_: nn.Module, args: tuple[Tensor]) -> Tensor:
+        return args[0].take_along_dim(tokens[..., None], dim=1)  # (B, 1+n, E)
+
+    hook = model.encoder.register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @torch.no_grad()
 def deletion_curve(
     model: nn.Module,
@@ -270,28 +293,13 @@ def deletion_curve(
         for step in range(patches.size(1) + 1):
             if fill is None:
                 assert isinstance(model, ViT)
-                with _only(order[:, step:], model):
+                with only_patches(model, order[:, step:]):
                     logits = model(images)
             else:
                 patches[rows, order[:, :step].T] = fill
                 logits = model(unpatchify(patches, patch_size, size))
             accuracy.append((logits.argmax(dim=-1) == labels).float().mean())
     return torch.stack(accuracy)
-
-
-@contextmanager
-def _only(patches: Tensor, model: ViT) -> Iterator[None]:
-    """Hand the encoder CLS and the tokens of these patches (B, n), no others."""
-    kept = F.pad(1 + patches, (1, 0))  # (B, 1+n), CLS is token 0
-
-    def choose(_: nn.Module, args: tuple[Tensor]) -> Tensor:
-        return args[0].take_along_dim(kept[..., None], dim=1)  # (B, 1+n, E)
-
-    hook = model.encoder.register_forward_pre_hook(choose)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @contextmanager

@@ -86,7 +86,7 @@ assert all(torch.equal(ours[name], again[name]) for name in ours)
     "data": """
 from MODULE import load_digits
 images, labels = load_digits()
-assert images.shape == (1797, 1, 8, 8) and labels.max() == 9
+assert images.shape == (1347, 1, 8, 8) and labels.max() == 9
 """,
     "files of weights": """
 from MODULE import load_weights, save_weights

@@ -68,7 +68,7 @@ def percent(model, part):
 
 def run(seed, numbers=NUMBERS):
     """Train both on few and on many images, in order and shuffled."""
-    pool, val = data.split(*data.load_digits(locked=False), seed=seed)
+    pool, val = data.split(*data.load_digits(), seed=seed)
     figures = {}
     for number in numbers:
         part, _ = data.split(*pool, val_size=len(pool[1]) - number, seed=seed)

@@ -54,7 +54,7 @@ LEARNERS = {  # how it is made, what it is taught, and for how many updates
 
 def run(seed):
     """Train on framed digits in place, read them out of place."""
-    pool, val = data.split(*data.load_digits(locked=False), seed=seed)
+    pool, val = data.split(*data.load_digits(), seed=seed)
     pool, val = framed(pool), framed(val)
     figures = {}
     for name, (make, transform, updates) in LEARNERS.items():
