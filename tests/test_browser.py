@@ -218,6 +218,15 @@ def test_page(browser, page):
 
 
 @each_page
+def test_exercises_are_counted_from_one(page):
+    """What a chapter calls `vit-ex-3` is printed as exercise 3."""
+    for number, exercise in enumerate(soup(page).select("div.exercise"), 1):
+        caption = exercise.select_one(".caption-number").text.strip()
+        assert caption == f"Exercise {number}"
+        assert exercise["id"] == f"{Path(page).stem}-ex-{number}"
+
+
+@each_page
 def test_links_arrive(page):
     """Each link inside the book leads to a file, and to a place in it."""
     missing = []
