@@ -52,12 +52,13 @@ LEARNERS = {  # how it is made, what it is taught, and for how many updates
 }
 
 
-def run(seed):
+def run(seed, names=LEARNERS):
     """Train on framed digits in place, read them out of place."""
     pool, val = data.split(*data.load_digits(), seed=seed)
     pool, val = framed(pool), framed(val)
     figures = {}
-    for name, (make, transform, updates) in LEARNERS.items():
+    for name in names:
+        make, transform, updates = LEARNERS[name]
         model = trained(make, pool, seed, updates, transform=transform)
         for by, found in enumerate(shift_accuracy(model, val)):
             figures[f"{name}, {by} px"] = found
