@@ -11,11 +11,11 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from minivit.experiments import Claim, Record, estimate
-from minivit.experiments import __main__ as command
 from test_book import CHAPTERS, Chapter
 
 from minivit import experiments
+from minivit.experiments import Claim, Record, estimate
+from minivit.experiments import __main__ as command
 
 ROOT = Path(__file__).resolve().parent.parent
 CLAIMS = {claim.name: claim for claim in experiments.claims()}

@@ -1,13 +1,13 @@
 """How well do ViT, CNN and SVM read the digits that were locked away?"""
 
 import torch
-from minivit.experiments.cures import train_vit, vote, wobble
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
 from torch import nn
 
 import minivit
 from minivit import data
+from minivit.experiments.cures import train_vit, vote, wobble
 
 
 def make_cnn(seed):

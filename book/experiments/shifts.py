@@ -5,9 +5,9 @@ from statistics import fmean
 
 import torch
 import torch.nn.functional as F
-from minivit.experiments.few_images import make_cnn, make_vit, trained
 
 from minivit import data, evaluate
+from minivit.experiments.few_images import make_cnn, make_vit, trained
 
 
 def shifted(images, down, right):
