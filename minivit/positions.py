@@ -206,8 +206,8 @@ def rotate_2d(
         ValueError: D is not divisible by 4, or the tokens do not fill the grid.
 
     Source:
-        Heo et al. 2024, "Rotary Position Embedding for Vision Transformer", section
-        3.2 (axial frequencies).
+        Heo et al. 2024, "Rotary Position Embedding for Vision Transformer" (axial
+        frequencies).
     """
     rows, columns = _pair(grid_size)
     length, dim = x.shape[-2:]
@@ -293,7 +293,7 @@ def alibi_bias(
     keys = torch.arange(key_len, device=device)  # (S,)
     queries = keys[key_len - query_len :]  # (L,)
     distance = (queries[:, None] - keys).abs()  # (L, S)
-    return -alibi_slopes(num_heads).to(device)[:, None, None] * distance  # (H, L, S)
+    return alibi_slopes(num_heads).to(device)[:, None, None] * -distance  # (H, L, S)
 
 
 def resample_positions(
