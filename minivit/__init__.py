@@ -8,8 +8,11 @@ from .layers import DropPath, FeedForward, LayerNorm, LayerScale
 from .positions import (
     LearnedPositions,
     SinusoidalPositions,
+    alibi_bias,
+    alibi_slopes,
     resample_positions,
     rotate,
+    rotate_2d,
     sinusoidal_positions,
     sinusoidal_positions_2d,
 )
@@ -45,6 +48,8 @@ __all__ = [
     "SinusoidalPositions",
     "Transformer",
     "ViT",
+    "alibi_bias",
+    "alibi_slopes",
     "beam_search",
     "causal_mask",
     "evaluate",
@@ -56,6 +61,7 @@ __all__ = [
     "pretrained",
     "resample_positions",
     "rotate",
+    "rotate_2d",
     "sample",
     "sinusoidal_positions",
     "sinusoidal_positions_2d",

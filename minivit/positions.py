@@ -2,7 +2,8 @@
 
 Copy this file: it works alone and needs torch only.
 
-Letters for shapes: B batch, L length, E embed, H heads, D head, N patches.
+Letters for shapes: B batch, L length or queries, S keys, E embed, H heads, D head,
+N patches.
 """
 
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 __all__ = [
     "LearnedPositions",
     "SinusoidalPositions",
+    "alibi_bias",
+    "alibi_slopes",
     "resample_positions",
     "rotate",
+    "rotate_2d",
     "sinusoidal_positions",
     "sinusoidal_positions_2d",
 ]
@@ -138,15 +142,18 @@ class LearnedPositions(nn.Module):
         return x + _slice(self.table, x, start)
 
 
-def rotate(x: Tensor, positions: Tensor | None = None) -> Tensor:
+def rotate(
+    x: Tensor, positions: Tensor | None = None, *, base: float = 10000.0
+) -> Tensor:
     """Turn each pair of features by an angle that grows with the position (rotary).
 
-    The pair (2i, 2i+1) of the vector at position p turns by p / 10000^(2i/D).
+    The pair (2i, 2i+1) of the vector at position p turns by p / base^(2i/D).
     Done to queries and keys, their scores depend on the distance only.
 
     Args:
         x: (..., L, D) queries or keys, D even.
         positions: (L,) positions, any real numbers; 0 … L-1 if not given.
+        base: the larger, the slower the last pairs; models name it `rope_theta`.
 
     Returns:
         (..., L, D), each vector as long as before.
@@ -165,12 +172,128 @@ def rotate(x: Tensor, positions: Tensor | None = None) -> Tensor:
             f"positions must have shape ({length},), got {tuple(positions.shape)}"
         )
     exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS lacks it
-    frequencies = _frequencies(dim).to(x.device, exact)
+    frequencies = _frequencies(dim, base).to(x.device, exact)
     angles = torch.outer(positions.to(exact), frequencies)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)  # (L, D/2)
     even, odd = x[..., 0::2], x[..., 1::2]  # (..., L, D/2)
     turned = [even * cos - odd * sin, odd * cos + even * sin]
     return torch.stack(turned, dim=-1).flatten(-2)  # (..., L, D)
+
+
+def rotate_2d(
+    x: Tensor,
+    grid_size: int | tuple[int, int],
+    *,
+    num_prefix_tokens: int = 1,
+    base: float = 10000.0,
+) -> Tensor:
+    """Turn one half of each patch's features by its row, the other by its column.
+
+    Done to queries and keys, the score of two patches depends on the difference of
+    their rows and on that of their columns only. Tokens in front are not turned.
+
+    Args:
+        x: (..., num_prefix_tokens + N, D) queries or keys, D divisible by 4, patches
+            row by row.
+        grid_size: patches per side, or (rows, columns).
+        num_prefix_tokens: tokens in front (CLS) that have no place in the grid.
+        base: as `rotate`, whose formula holds in each half, with D/2 for D.
+
+    Returns:
+        (..., num_prefix_tokens + N, D), each vector as long as before.
+
+    Raises:
+        ValueError: D is not divisible by 4, or the tokens do not fill the grid.
+
+    Source:
+        Heo et al. 2024, "Rotary Position Embedding for Vision Transformer" (axial
+        frequencies).
+    """
+    rows, columns = _pair(grid_size)
+    length, dim = x.shape[-2:]
+    if dim % 4:
+        raise ValueError(f"the width must be divisible by 4, got {dim}")
+    if num_prefix_tokens < 0 or length != num_prefix_tokens + rows * columns:
+        raise ValueError(
+            f"{num_prefix_tokens=} and a grid of {rows} x {columns} do not make "
+            f"{length} tokens"
+        )
+    prefix, patches = x.split([num_prefix_tokens, rows * columns], dim=-2)
+    row = torch.arange(rows, device=x.device).repeat_interleave(columns)  # (N,)
+    column = torch.arange(columns, device=x.device).repeat(rows)  # (N,)
+    by_row, by_column = patches.chunk(2, dim=-1)  # (..., N, D/2), twice
+    turned = [rotate(by_row, row, base=base), rotate(by_column, column, base=base)]
+    return torch.cat([prefix, torch.cat(turned, dim=-1)], dim=-2)  # (..., 1+N, D)
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """Give each head the number by which a step of distance lowers its scores.
+
+    For a power of two, 2^(-8/H), 2^(-16/H), … down to 2^(-8). For another H, those of
+    the next lower power of two, then every other one of twice that power.
+
+    Args:
+        num_heads: H.
+
+    Returns:
+        (H,) positive slopes.
+
+    Raises:
+        ValueError: there is no head.
+
+    Source:
+        Press et al. 2022, "Train Short, Test Long", section 3; for other numbers of
+        heads the authors' code.
+
+    >>> alibi_slopes(4)
+    tensor([0.2500, 0.0625, 0.0156, 0.0039])
+    """
+    if num_heads < 1:
+        raise ValueError(f"num_heads must be 1 or more, got {num_heads}")
+    power = 2 ** (num_heads.bit_length() - 1)  # the largest that is not above H
+    slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
+    between = [2 ** (-4 * h / power) for h in range(1, 2 * power, 2)]
+    return torch.tensor((slopes + between)[:num_heads])  # (H,)
+
+
+def alibi_bias(
+    num_heads: int,
+    query_len: int,
+    key_len: int | None = None,
+    *,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Lower each score by its distance times the slope of the head (ALiBi).
+
+    Added to the scores Q Kᵀ / √D, before the softmax; hand it to
+    `torch.nn.functional.scaled_dot_product_attention` as `attn_mask`, in the dtype of
+    the queries. It is no mask: every key may still be seen. Together with a causal
+    mask it is the paper's; without one, a key that follows the query is treated as one
+    that stands as far before it: distances are known, sides are not.
+
+    Args:
+        num_heads: H.
+        query_len: L; the last query stands where the last key stands, as in
+            `causal_mask`.
+        key_len: S, number of keys; as many as queries if not given.
+        device: where the bias is made.
+
+    Returns:
+        (H, L, S), -slope · |m - n| for a query at place m and a key at place n.
+
+    Raises:
+        ValueError: there is no head, or there are fewer keys than queries.
+
+    Source:
+        Press et al. 2022, section 3.
+    """
+    key_len = query_len if key_len is None else key_len
+    if query_len > key_len:
+        raise ValueError(f"query_len={query_len} is larger than key_len={key_len}")
+    keys = torch.arange(key_len, device=device)  # (S,)
+    queries = keys[key_len - query_len :]  # (L,)
+    distance = (queries[:, None] - keys).abs()  # (L, S)
+    return alibi_slopes(num_heads).to(device)[:, None, None] * -distance  # (H, L, S)
 
 
 def resample_positions(
@@ -231,10 +354,10 @@ def _reset(module: SinusoidalPositions, _: object) -> None:
     module.reset()
 
 
-def _frequencies(dim: int) -> Tensor:
+def _frequencies(dim: int, base: float = 10000.0) -> Tensor:
     if dim % 2:
         raise ValueError(f"the width must be even, got {dim}")
-    return 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # (dim/2,)
+    return base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # (dim/2,)
 
 
 def _slice(table: Tensor, x: Tensor, start: int) -> Tensor:
