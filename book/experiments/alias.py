@@ -1,6 +1,7 @@
 """Do rotary positions err where a key stands that looks like the right one?"""
 
 import torch
+
 from minivit.experiments.reach import (
     BACK,
     LONGEST,
