@@ -33,7 +33,7 @@ class RowReader(nn.Module):
 
 
 def train(norm_first, warmup, lr, seed, steps=100):
-    learn, held_out = split(*load_digits(locked=False), seed=seed)
+    learn, held_out = split(*load_digits(), seed=seed)
     rows, labels = learn[0].squeeze(1), learn[1]  # (B, L, 8), (B,)
     torch.manual_seed(seed)
     model = RowReader(norm_first)
