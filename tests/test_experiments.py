@@ -61,10 +61,10 @@ def test_every_claim_is_said_in_its_chapter():
 
 
 def definitions(source):
-    """Functions, and constants in capitals; what a function says of itself left out."""
+    """Functions, classes, constants in capitals; what one says of itself left out."""
     found = {}
     for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
             if ast.get_docstring(node) is not None:
                 node.body = node.body[1:]
             found[node.name] = ast.dump(node)
