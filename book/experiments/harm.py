@@ -29,7 +29,7 @@ def tiny_vit(attention=MultiHeadAttention, vit=ViT, seed=0):
 
 
 def split_digits(seed=0):
-    return data.split(*data.load_digits(locked=False), seed=seed)
+    return data.split(*data.load_digits(), seed=seed)
 
 
 def read_digits(model, seed=0):
