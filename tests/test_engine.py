@@ -124,7 +124,7 @@ def test_a_run_leaves_all_that_was_promised(finished):
     assert history["step"] == [5, 10]
     about = json.loads((path / "run" / "run.json").read_text("utf-8"))
     assert Recipe(**about["recipe"]) == tiny(path, EVERYTHING)
-    assert about["images"] == [640, 180]
+    assert about["images"] == [640, 135]
     assert about["hardware"]["torch"] == torch.__version__
     with Image.open(path / "run" / "learning_curves.png") as picture:
         assert picture.size[0] > 500
@@ -137,7 +137,7 @@ def test_the_weights_are_the_averaged_ones_and_as_good_as_said(finished):
     assert trained.classes == list("0123456789")
     found = predict.measure(trained, "digits")
     assert found["accuracy"] == pytest.approx(history["val_accuracy"][-1])
-    assert found["images"] == 180
+    assert found["images"] == 135
 
     _, val, _ = load_pictures("digits")
     pixels = normalise(trained.about["mean"], trained.about["std"])(val.images)
