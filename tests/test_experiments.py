@@ -60,6 +60,15 @@ def test_every_claim_is_said_in_its_chapter():
         assert claim.experiment in NAMES
 
 
+def test_the_locked_digits_are_read_for_last_figures_only():
+    """By the experiments of two chapters, and in one of these once more."""
+    files = [*ROOT.glob("book/*.ipynb"), *ROOT.glob("book/experiments/*.py")]
+    files += ROOT.glob("minivit/**/*.py")
+    call = re.compile(r"load_digits\([^)]*locked=")
+    asking = {path.stem for path in files if call.search(path.read_text("utf-8"))}
+    assert asking == {"from_scratch", "locked_digits", "training"}
+
+
 def definitions(source):
     """Functions, classes, constants in capitals; what one says of itself left out."""
     found = {}
