@@ -61,7 +61,7 @@ claims: install  ## hold what the book says of training against its records (or 
 	$(BIN)/python -m minivit.experiments $(ONLY) $(if $(SEEDS),--seeds $(SEEDS))
 
 execute: install  ## run all chapters in place and store their outputs (or CHAPTERS="book/vit.ipynb")
-	$(ONE) $(BIN)/python tools/execute.py $(CHAPTERS)
+	$(BIN)/python tools/execute.py $(CHAPTERS)
 
 serve: book  ## build the book and show it on http://localhost:8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000

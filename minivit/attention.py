@@ -165,7 +165,7 @@ class MultiHeadAttention(nn.Module):
         mask: Tensor | None = None,
         cache: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """Attend with torch's fused kernel, which never stores the weights.
+        """Attend with torch's kernel, which stores no weights where a fused one fits.
 
         Args:
             query: (B, L, E).

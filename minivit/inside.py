@@ -7,7 +7,7 @@ Letters for shapes: B batch, H heads, L queries, S keys, N patches, E embed, C c
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -58,13 +58,10 @@ def attention_maps(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
         q, k, v = module.project(*args, **given)
         maps.append(attention(q, k, v, mask=kwargs.get("mask"))[1])
 
-    hooks = [m.register_forward_pre_hook(look, with_kwargs=True) for m in modules]
-    try:
-        with _evaluating(model):
-            model(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, _evaluating(model):
+        for m in modules:
+            hooks.enter_context(m.register_forward_pre_hook(look, with_kwargs=True))
+        model(*inputs)
     if not maps:
         raise ValueError("no attention ran: look inside before torch.compile")
     return maps
@@ -158,13 +155,10 @@ def relevance(
         return output
 
     modules = [m for m in model.modules() if isinstance(m, MultiHeadAttention)]
-    hooks = [m.register_forward_hook(attend, with_kwargs=True) for m in modules]
-    try:
-        with _evaluating(model):
-            logits = model(inputs)  # (B, K)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, _evaluating(model):
+        for m in modules:
+            hooks.enter_context(m.register_forward_hook(attend, with_kwargs=True))
+        logits = model(inputs)  # (B, K)
     if not maps:
         raise ValueError(f"{type(model).__name__} runs no MultiHeadAttention")
     chosen = logits.argmax(dim=1) if classes is None else classes  # (B,)
@@ -223,7 +217,7 @@ def patch_filters(model: ViT, number: int) -> Tensor:
 
 
 @contextmanager
-def only_patches(model: ViT, kept: Tensor) -> Iterator[None]:
+def only_patches(model: nn.Module, kept: Tensor) -> Iterator[None]:
     """Within this context the encoder is given CLS and these patches, no others.
 
     They keep their positions: nothing is painted, the tokens are left out.
@@ -231,17 +225,19 @@ def only_patches(model: ViT, kept: Tensor) -> Iterator[None]:
     Args:
         model: a `ViT` with CLS.
         kept: (B, n), the numbers of the patches that each image keeps.
+
+    Raises:
+        TypeError: the model has no CLS, which must remain.
     """
+    if not (isinstance(model, ViT) and model.pool == "cls"):
+        raise TypeError(f"leaving out needs a ViT with CLS, got {type(model).__name__}")
     tokens = F.pad(1 + kept, (1, 0))  # (B, 1+n): CLS is number 0
 
     def choose(_: nn.Module, args: tuple[Tensor]) -> Tensor:
         return args[0].take_along_dim(tokens[..., None], dim=1)  # (B, 1+n, E)
 
-    hook = model.encoder.register_forward_pre_hook(choose)
-    try:
+    with model.encoder.register_forward_pre_hook(choose):
         yield
-    finally:
-        hook.remove()
 
 
 @torch.no_grad()
@@ -273,10 +269,13 @@ def deletion_curve(
 
     Raises:
         TypeError: tokens can only be left out of a `ViT`, and CLS must remain.
-        ValueError: the scores or the labels do not fit the patches.
+        ValueError: the scores or the labels do not fit the patches, or the model has
+            other patches.
     """
-    if fill is None and not (isinstance(model, ViT) and model.pool == "cls"):
-        raise TypeError(f"fill=None needs a ViT with CLS, got {type(model).__name__}")
+    if fill is None and isinstance(model, ViT):
+        own = model.patch_embed.patch_size
+        if patch_size != own:
+            raise ValueError(f"the model's patch_size is {own}, got {patch_size}")
     patches = patchify(images, patch_size).clone()  # (B, N, P·P·C)
     scores = scores.flatten(1)
     wanted = patches.shape[:2]
@@ -292,7 +291,6 @@ def deletion_curve(
     with _evaluating(model):
         for step in range(patches.size(1) + 1):
             if fill is None:
-                assert isinstance(model, ViT)
                 with only_patches(model, order[:, step:]):
                     logits = model(images)
             else:

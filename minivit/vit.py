@@ -215,8 +215,8 @@ class ViT(nn.Module):
             num_tokens += 1
             self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim))
-        # As loud as the patches from the first step on. On digits a table that began at
-        # the usual 0.02 ended a point lower: book/experiments/from_scratch.py.
+        # Half as loud as the patches of digits. A table that began at the usual 0.02
+        # ended a point lower on them: book/experiments/from_scratch.py.
         nn.init.normal_(self.pos_embed, std=0.2)
         self.dropout = nn.Dropout(dropout)
         self.encoder = Encoder(

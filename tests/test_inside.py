@@ -421,3 +421,7 @@ def test_tokens_are_left_out():
     for other in (vit(pool="mean"), ReadsOnePatch()):
         with pytest.raises(TypeError, match="needs a ViT with CLS, got"):
             deletion_curve(other, images, labels, scores, patch_size=2, fill=None)
+    with pytest.raises(ValueError, match="the model's patch_size is 2, got 4"):
+        deletion_curve(
+            model, torch.randn(20, 2, 8, 12), labels, scores, patch_size=4, fill=None
+        )

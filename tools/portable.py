@@ -171,7 +171,9 @@ def not_compared() -> str:
         for tag in cell["metadata"].get("tags", [])
         if tag.startswith("varies-")
     )
-    return "Cells not compared: " + ", ".join(f"{n} {tag}" for tag, n in tags.items())
+    return "Cells not compared: " + ", ".join(
+        f"{n} {tag}" for tag, n in sorted(tags.items())
+    )
 
 
 def every_outcome(results: dict[str, Outcomes]) -> str:

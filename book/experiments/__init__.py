@@ -184,12 +184,19 @@ def repeat(
     }
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         runs = {pool.submit(_run, name, seed): seed for seed in missing}
-        for run in tqdm(as_completed(runs), name, len(runs), disable=not runs):
-            record.runs[runs[run]] = run.result()
-            if not session["seeds"]:
-                record.sessions.append(session)
-            session["seeds"].append(runs[run])
-            record.save(folder)
+        try:
+            for run in tqdm(
+                as_completed(runs), name, len(runs), disable=not runs
+            ):
+                record.runs[runs[run]] = run.result()
+                if not session["seeds"]:
+                    record.sessions.append(session)
+                session["seeds"].append(runs[run])
+                record.save(folder)
+        finally:
+            pool.shutdown(
+                cancel_futures=True
+            )  # one has failed: begin no other
     return record
 
 

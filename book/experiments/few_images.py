@@ -1,5 +1,7 @@
 """How many images does a CNN need, and how many a ViT?"""
 
+import math
+
 import torch
 from torch import nn
 
@@ -40,7 +42,7 @@ NUMBERS = (50, 250, 1000)
 def trained(make, part, seed, updates=600, lr=5e-3, transform=None):
     torch.manual_seed(seed)
     model = make()
-    epochs = round(updates / -(-len(part[1]) // 32))
+    epochs = round(updates / math.ceil(len(part[1]) / 32))
     fit(
         model,
         part,
@@ -73,12 +75,18 @@ def run(seed, numbers=NUMBERS):
     for number in numbers:
         part, _ = data.split(*pool, val_size=len(pool[1]) - number, seed=seed)
         for name, make in MAKERS.items():
-            for how, change in (("", tuple), (", shuffled", scrambled)):
-                model = trained(make, change(part), seed)
+            for how, shown, held_out in (
+                ("", part, val),
+                (", shuffled", scrambled(part), scrambled(val)),
+            ):
+                model = trained(make, shown, seed)
                 key = f"{name}, {number}{how}"
-                figures[key] = percent(model, change(val))
-                figures[f"{key}: training"] = percent(model, change(part))
-            lost = figures[f"{name}, {number}"] - figures[key]
+                figures[key] = percent(model, held_out)
+                figures[f"{key}: training"] = percent(model, shown)
+            lost = (
+                figures[f"{name}, {number}"]
+                - figures[f"{name}, {number}, shuffled"]
+            )
             figures[f"{name}, {number}: lost"] = lost
         lead = figures[f"CNN, {number}"] - figures[f"ViT, {number}"]
         figures[f"lead, {number}"] = lead

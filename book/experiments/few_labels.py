@@ -47,9 +47,15 @@ def for_vit(cut, about):
 
 
 @torch.no_grad()
-def speak(model, images):
-    """What the head is told: CLS behind the last layer and norm."""
-    return model.eval().features(images)[:, 0]  # (B, E)
+def read(model, images):
+    """What the head reads: CLS behind the last layer and norm, (B, E)."""
+    return model.eval().features(images)[:, 0]
+
+
+def roughness(cut):
+    """How much neighbours differ on average, down and across, of 255 greys."""
+    steps = (cut.diff(dim=d).abs().mean(dim=(1, 2)) for d in (1, 2))
+    return 255 * torch.stack(list(steps), dim=1)  # (B, 2)
 
 
 def tuned(train, test, kernel=False):
@@ -86,10 +92,11 @@ def without_tuning(seed, side=17):
     trained, untrained, about = bodies(seed)
     faces, others = windows(seed, side)
     views = {
+        "two numbers": roughness,
         "pixels": lambda cut: cut.flatten(1),
         "SVM on pixels": lambda cut: cut.flatten(1),
-        "random body": lambda cut: speak(untrained, for_vit(cut, about)),
-        "trained body": lambda cut: speak(trained, for_vit(cut, about)),
+        "random body": lambda cut: read(untrained, for_vit(cut, about)),
+        "trained body": lambda cut: read(trained, for_vit(cut, about)),
     }
     figures = {}
     for name, view in views.items():

@@ -297,7 +297,7 @@ def harm_of_pieces(seed):
     ):
         for which, update in (
             ("correct", accumulate_well),
-            ("13 loss not divided", accumulate),
+            ("13 accumulated wrongly", accumulate),
         ):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's, on too early a step

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from minivit.attention import attention
 
 
-def learn(seed, width=16, scaled=True, steps=300, B=64):
+def learn(seed, width=16, scaled=True, lr=1e-2, steps=300, B=64):
     torch.manual_seed(seed)
     codes, partner = torch.randn(8, width), torch.randperm(8)
     W_q = torch.nn.Linear(width, width, bias=False)
     W_k = torch.nn.Linear(width, width, bias=False)
     projections = [*W_q.parameters(), *W_k.parameters()]
-    optimizer = torch.optim.Adam(projections, lr=1e-2)
+    optimizer = torch.optim.Adam(projections, lr=lr)
 
     def weights():  # rows: code asked for; columns: the partner of 0, 1, ...
         with torch.no_grad():
@@ -40,10 +40,15 @@ def learn(seed, width=16, scaled=True, steps=300, B=64):
 
 
 def run(seed):
-    """The error over the last twenty steps, with and without the division."""
+    """The error over the last twenty steps, with and without the division.
+
+    At the learning rate of 0.01, and (slow) at 0.001.
+    """
     figures = {}
     for width in (16, 64, 256):
         for name, scaled in (("divided", True), ("not divided", False)):
             losses, _ = learn(seed, width, scaled)
             figures[f"{name}, D = {width}"] = sum(losses[-20:]) / 20
+            losses, _ = learn(seed, width, scaled, lr=1e-3)
+            figures[f"{name}, D = {width}, slow"] = sum(losses[-20:]) / 20
     return figures
