@@ -187,8 +187,8 @@ def test_the_front_page_says_how_much_is_not_compared():
     clock, rounding = VARIES.values()
     assert (
         f"Of {len(cells)} cells of code, {clock + rounding} are left out of this "
-        f"comparison: {clock} print times or memory, {rounding} digits that rounding "
-        f"reaches"
+        f"comparison: {clock} print what hangs on the clock or on memory, {rounding} "
+        f"digits that rounding reaches"
     ) in index
 
 
