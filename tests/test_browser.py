@@ -182,6 +182,14 @@ CONTRAST = """
     return bad;
 """
 
+# Formulas in the text do not scroll: what is too wide cannot be reached.
+CUT_OFF = """
+    return [...document.querySelectorAll("mjx-container:not([display])")]
+        .filter(formula => !formula.closest("table"))
+        .map(formula => formula.getBoundingClientRect().right)
+        .filter(right => right > window.innerWidth);
+"""
+
 DARK_FIGURES = """
     return [...document.querySelectorAll(".cell_output img")]
         .map(image => getComputedStyle(image).backgroundColor)
@@ -215,6 +223,7 @@ def test_page(browser, page):
     assert browser.run("return document.documentElement.scrollWidth") <= PHONE
     assert browser.run(DARK_FIGURES) == []
     assert browser.run(CONTRAST) == []
+    assert browser.run(CUT_OFF) == []
 
 
 @each_page
@@ -241,6 +250,11 @@ def test_links_arrive(page):
         if not arrives:
             missing.append(link["href"])
     assert missing == []
+
+
+def test_the_bibliography_shows_no_latex():
+    text = soup("book/bibliography.html").select_one("article").text
+    assert not [sign for sign in "$\\{}" if sign in text]
 
 
 def test_search_finds_attention(browser):
@@ -297,6 +311,14 @@ def test_solutions_unfold(browser, page):
     browser.open(page)
     hidden = "return document.querySelectorAll('.solution.toggle-hidden').length"
     assert browser.run(hidden) == solutions
-    titles = "document.querySelectorAll('.solution .admonition-title')"
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    # A mouse hits the link in the title; it must not lead away.
+    link = browser.run("return document.querySelector('.solution .admonition-title a')")
+    ActionChains(browser.driver).move_to_element(link).click().perform()
+    assert browser.run(hidden) == solutions - 1
+    titles = "document.querySelectorAll('.solution.toggle-hidden .admonition-title')"
     browser.run(f"{titles}.forEach(title => title.click())")
     assert browser.run(hidden) == 0
+    browser.look(PHONE, "light")
+    assert browser.run(CUT_OFF) == []

@@ -117,6 +117,8 @@ def test_estimate():
         (1234.0, 56.0, "1234 ± 56"),
         (1.0, 0.0, "1 ± 0"),
         (0.98765432, 3e-17, "0.988 ± 3e-17"),
+        (1.46e-5, 2.1e-6, "(1.46 ± 0.21)·10⁻⁵"),
+        (-2e-5, 1.6e-4, "(-0.2 ± 1.6)·10⁻⁴"),
     ],
 )
 def test_an_estimate_has_as_many_digits_as_its_error(mean, error, text):
@@ -248,7 +250,7 @@ def test_claims_are_repeated_on_other_seeds(recorded):
     done = subprocess.run(call, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert "holds  training: a is larger than b." in done.stdout
-    assert "0.5 < a - b: 1 ± " in done.stdout
+    assert "0.5 < (a) − (b): 1 ± " in done.stdout
     assert "1 of 1 claims hold" in done.stdout
     assert (recorded / "tried.json").read_bytes() == before
     (kept,) = recorded.glob("_build/claims/*/tried.json")

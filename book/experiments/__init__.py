@@ -50,6 +50,16 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         """Write as many digits as the error has any use for."""
+        size = max(abs(self.mean), self.error)
+        if 0 < size < 1e-3:
+            power = math.floor(math.log10(size))
+            scaled = Estimate(
+                self.mean / 10**power, self.error / 10**power, self.runs
+            )
+            raised = str(power).translate(
+                str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+            )
+            return f"({scaled})·10{raised}"
         if self.error < 1e-4:
             return f"{self.mean:.3g} ± {self.error:.1g}"
         digits = max(1 - math.floor(math.log10(self.error)), 0)
@@ -235,7 +245,9 @@ class Claim:
 
     def describe(self) -> str:
         """Write what is measured, and its bounds."""
-        what = f"{self.figure} - {self.minus}" if self.minus else self.figure
+        what = self.figure
+        if self.minus:
+            what = f"({self.figure}) − ({self.minus})"
         low = f"{self.above} < " if self.above > -math.inf else ""
         high = f" < {self.below}" if self.below < math.inf else ""
         return f"{low}{what}{high}"
