@@ -138,7 +138,8 @@ def relevance(
         (B, L, L): what each input token (columns) gave to each output (rows).
 
     Raises:
-        ValueError: the model runs no `MultiHeadAttention`.
+        ValueError: the model runs no `MultiHeadAttention`, or there is not one class
+            for each input.
 
     Source:
         Chefer, Gur and Wolf 2021, "Generic Attention-model Explainability for
@@ -159,11 +160,14 @@ def relevance(
         for m in modules:
             hooks.enter_context(m.register_forward_hook(attend, with_kwargs=True))
         logits = model(inputs)  # (B, K)
-    if not maps:
-        raise ValueError(f"{type(model).__name__} runs no MultiHeadAttention")
-    chosen = logits.argmax(dim=1) if classes is None else classes  # (B,)
-    score = logits.gather(1, chosen[:, None]).sum()
-    slopes = torch.autograd.grad(score, maps)
+        if not maps:
+            raise ValueError(f"{type(model).__name__} runs no MultiHeadAttention")
+        chosen = logits.argmax(dim=1) if classes is None else classes  # (B,)
+        if chosen.shape != logits.shape[:1]:  # fewer would leave images without a score
+            wanted, came = tuple(logits.shape[:1]), tuple(chosen.shape)
+            raise ValueError(f"classes must be {wanted}, got {came}")
+        score = logits.gather(1, chosen[:, None]).sum()
+        slopes = torch.autograd.grad(score, maps)
     flow = torch.eye(maps[0].size(-1)).to(maps[0])  # (L, L)
     for weights, slope in zip(maps, slopes):
         flow = flow + (weights * slope).clamp(min=0).mean(dim=1) @ flow  # (B, L, L)
@@ -228,16 +232,26 @@ def only_patches(model: nn.Module, kept: Tensor) -> Iterator[None]:
 
     Raises:
         TypeError: the model has no CLS, which must remain.
+        ValueError: `kept` are no numbers of patches, or the encoder was not called (a
+            compiled model has forgotten how to look).
     """
     if not (isinstance(model, ViT) and model.pool == "cls"):
         raise TypeError(f"leaving out needs a ViT with CLS, got {type(model).__name__}")
+    most = model.patch_embed.num_patches
+    if kept.dtype != torch.long or ((kept < 0) | (kept >= most)).any():
+        raise ValueError(f"kept must be integers from 0 to {most - 1}, got {kept}")
     tokens = F.pad(1 + kept, (1, 0))  # (B, 1+n): CLS is number 0
+    ran = False
 
     def choose(_: nn.Module, args: tuple[Tensor]) -> Tensor:
+        nonlocal ran
+        ran = True
         return args[0].take_along_dim(tokens[..., None], dim=1)  # (B, 1+n, E)
 
     with model.encoder.register_forward_pre_hook(choose):
         yield
+    if not ran:
+        raise ValueError("no patch was left out: look inside before torch.compile")
 
 
 @torch.no_grad()
@@ -284,6 +298,8 @@ def deletion_curve(
         raise ValueError(
             f"scores must be {tuple(wanted)} and labels {tuple(wanted[:1])}, got {came}"
         )
+    if scores.isnan().any():  # they would count as the highest
+        raise ValueError(f"{int(scores.isnan().sum())} scores are NaN")
     order = scores.argsort(dim=1, descending=True, stable=True)  # (B, N)
     size = (images.size(2), images.size(3))
     rows = torch.arange(len(images), device=images.device)

@@ -3,10 +3,12 @@
 import ast
 import json
 import math
+import os
 import re
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from random import Random
 
@@ -184,6 +186,20 @@ def test_a_new_run_is_held_against_the_record():
             record.confirm(wrong)
     with pytest.raises(KeyError, match="z has no 'd', only a, b, c"):
         record.confirm({"d": 0.0})
+    record = Record("z", {0: {"a": 1.0}, 1: {}})
+    with pytest.raises(KeyError, match=r"z has no 'a' for seeds \[1\]"):
+        record.mean("a")
+
+
+def test_a_training_that_diverged_bears_nothing_out():
+    record = Record("z", {0: {"a": math.nan}, 1: {"a": 1.0}})
+    assert not claim(above=0.0).holds(record)
+    assert str(record.mean("a")) == "nan ± nan"
+
+
+def test_a_claim_needs_a_bound():
+    with pytest.raises(ValueError, match="the claim x has no bound"):
+        claim()
 
 
 # The command --------------------------------------------------------------------------
@@ -241,7 +257,7 @@ def recorded(own):
 def test_claims_are_repeated_on_other_seeds(recorded):
     """By processes of their own; if one fails, what was done before is kept."""
     call = [sys.executable, "-m", "minivit.experiments", "training"]
-    call += ["--seeds", "5,7-8", "--processes", "1"]
+    call += ["--seeds", "5,7-8,5", "--processes", "1"]
     before = (recorded / "tried.json").read_bytes()
     done = subprocess.run(call, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 1
@@ -260,7 +276,7 @@ def test_claims_are_repeated_on_other_seeds(recorded):
     assert sorted(seeds) == [5, 7, 8]
     first, again = (session["command"] for session in found["sessions"])
     assert first.endswith("tried --seeds 5,7,8")
-    assert again.endswith("tried --seeds 7,8")
+    assert again.endswith("tried --seeds 7")
 
 
 @pytest.mark.parametrize(("above", "status"), [(0.5, 0), (1.5, 1)])
@@ -312,6 +328,75 @@ def test_what_cannot_be_done(recorded, capsys, arguments, message):
         command.main(arguments)
     assert stop.value.code == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+ADDS = """
+from minivit.experiments import Record, load
+from pathlib import Path
+
+def run(seed):
+    if seed == 5:  # meanwhile another call is ready with seed 9
+        folder = Path(__file__).parent
+        Record("tried", {9: {"a": 1.0, "b": 0.0}}).save(folder)
+    return {"a": 1.0, "b": 0.0}
+"""
+
+
+def test_two_calls_on_one_record(own):
+    (own / "tried.py").write_text(ADDS, "utf-8")
+    call = [sys.executable, "-m", "minivit.experiments", "tried", "--record"]
+    call += ["--seeds", "5-6", "--processes", "1"]
+    done = subprocess.run(call, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert sorted(experiments.load("tried", own).runs) == [5, 6, 9]
+
+
+SLEEPS = """
+import os, time
+from pathlib import Path
+
+def run(seed):
+    Path("pid").write_text(str(os.getpid()))
+    time.sleep(60)
+"""
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_killed_call_leaves_no_process_behind(own):
+    (own / "tried.py").write_text(SLEEPS, "utf-8")
+    call = [sys.executable, "-m", "minivit.experiments", "tried", "--seeds", "5-6"]
+    running = subprocess.Popen(call, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not ((own / "pid").exists() and (own / "pid").read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    pid = int((own / "pid").read_text())
+    running.kill()
+    running.wait()
+    while alive(pid):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_a_damaged_record_is_named(own):
+    for text in ("{", "[]", "{}"):
+        (own / "tried.json").write_text(text, "utf-8")
+        with pytest.raises(ValueError, match=r"tried\.json is damaged, or no record"):
+            experiments.load("tried", own)
+
+
+def test_other_libraries_mean_other_runs(recorded, monkeypatch):
+    before = command._fresh()
+    monkeypatch.setattr(command, "version", lambda library: "9.9")
+    assert command._fresh() != before
 
 
 def test_no_record_yet(own, capsys):

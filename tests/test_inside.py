@@ -13,6 +13,7 @@ from minivit.inside import (
     attention_maps,
     cls_attention,
     deletion_curve,
+    only_patches,
     patch_filters,
     position_similarity,
     relevance,
@@ -421,7 +422,41 @@ def test_tokens_are_left_out():
     for other in (vit(pool="mean"), ReadsOnePatch()):
         with pytest.raises(TypeError, match="needs a ViT with CLS, got"):
             deletion_curve(other, images, labels, scores, patch_size=2, fill=None)
+    scores[0, 1] = torch.nan
+    with pytest.raises(ValueError, match="1 scores are NaN"):
+        deletion_curve(model, images, labels, scores, patch_size=2)
     with pytest.raises(ValueError, match="the model's patch_size is 2, got 4"):
         deletion_curve(
             model, torch.randn(20, 2, 8, 12), labels, scores, patch_size=4, fill=None
         )
+
+
+@pytest.mark.parametrize(
+    "kept", [torch.ones(3, 6, dtype=torch.bool), *torch.tensor([[[-1]], [[6]]])]
+)
+def test_what_is_no_number_of_a_patch(kept):
+    with pytest.raises(ValueError, match="kept must be integers from 0 to 5"):
+        with only_patches(vit(), kept):
+            pass
+
+
+def test_nothing_was_left_out():
+    """A model that was compiled before runs without what looks inside."""
+    with pytest.raises(ValueError, match="no patch was left out"):
+        with only_patches(vit(), torch.zeros(1, 1, dtype=torch.long)):
+            pass
+
+
+def test_relevance_needs_a_class_for_each_image():
+    images = torch.rand(3, 2, 4, 6)
+    with pytest.raises(ValueError, match=r"classes must be \(3,\), got \(1,\)"):
+        relevance(vit(), images, torch.tensor([1]))
+
+
+def test_relevance_with_gradient_checkpointing():
+    model, images = vit(), torch.rand(3, 2, 4, 6)
+    twin = vit(gradient_checkpointing=True)
+    twin.load_state_dict(model.state_dict())
+    for mode in (True, False):
+        found = relevance(twin.train(mode), images)
+        torch.testing.assert_close(found, relevance(model, images))

@@ -8,6 +8,7 @@ figures of one run. `book/logs/NAME.json` records the runs of NAME, and
 import importlib
 import json
 import math
+import os
 import statistics
 import time
 import tomllib
@@ -16,8 +17,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import torch
@@ -60,7 +62,7 @@ class Estimate(NamedTuple):
                 str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
             )
             return f"({scaled})·10{raised}"
-        if self.error < 1e-4:
+        if not self.error >= 1e-4:
             return f"{self.mean:.3g} ± {self.error:.1g}"
         digits = max(1 - math.floor(math.log10(self.error)), 0)
         return f"{self.mean:.{digits}f} ± {self.error:.{digits}f}"
@@ -76,6 +78,8 @@ def estimate(values: Iterable[float]) -> Estimate:
         Mean, standard error and number of runs.
     """
     values = list(values)
+    if not all(map(math.isfinite, values)):  # a training that diverged
+        return Estimate(math.nan, math.nan, len(values))
     error = statistics.stdev(values) / math.sqrt(len(values))
     return Estimate(statistics.fmean(values), error, len(values))
 
@@ -101,6 +105,11 @@ class Record:
         if figure not in known:
             raise KeyError(
                 f"{self.name} has no {figure!r}, only {', '.join(known)}"
+            )
+        lacking = [s for s in sorted(self.runs) if figure not in self.runs[s]]
+        if lacking:
+            raise KeyError(
+                f"{self.name} has no {figure!r} for seeds {lacking}"
             )
         return [self.runs[seed][figure] for seed in sorted(self.runs)]
 
@@ -157,9 +166,14 @@ def load(name: str, folder: Path | None = None) -> Record:
     path = (folder or LOGS) / f"{name}.json"
     if not path.exists():
         return Record(name)
-    found = json.loads(path.read_text("utf-8"))
-    runs = {int(seed): figures for seed, figures in found["runs"].items()}
-    return Record(name, runs, found["sessions"])
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        runs = {int(seed): figures for seed, figures in found["runs"].items()}
+        return Record(name, runs, found["sessions"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged, or no record: {error!r}"
+        ) from error
 
 
 def repeat(
@@ -181,7 +195,7 @@ def repeat(
     from tqdm import tqdm
 
     record = load(name, folder)
-    missing = [seed for seed in seeds if seed not in record.runs]
+    missing = sorted(set(seeds) - record.runs.keys())
     command = f"python -m minivit.experiments {name} --seeds "
     command += ",".join(map(str, missing))
     session: dict[str, Any] = {
@@ -192,22 +206,43 @@ def repeat(
         "date": date.today().isoformat(),
         "seeds": [],
     }
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _follow) as pool:
         runs = {pool.submit(_run, name, seed): seed for seed in missing}
+        failed: BaseException | None = None
         try:
             for run in tqdm(
                 as_completed(runs), name, len(runs), disable=not runs
             ):
-                record.runs[runs[run]] = run.result()
-                if not session["seeds"]:
-                    record.sessions.append(session)
+                if run.cancelled():
+                    continue
+                if error := run.exception():
+                    failed = failed or error
+                    for other in runs:  # begin no other; write down what runs
+                        other.cancel()
+                    continue
+                # Another call may have added runs to the file meanwhile.
+                record = load(name, folder)
+                others = [one for one in record.sessions if one != session]
                 session["seeds"].append(runs[run])
+                record.sessions = [*others, session]
+                record.runs[runs[run]] = run.result()
                 record.save(folder)
-        finally:
-            pool.shutdown(
-                cancel_futures=True
-            )  # one has failed: begin no other
+        finally:  # Ctrl-C, too, begins no other
+            pool.shutdown(cancel_futures=True)
+    if failed:
+        raise failed
     return record
+
+
+def _follow() -> None:
+    """End this process when the one that began it is killed."""
+
+    def wait(parent: Any) -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, args=[parent_process()], daemon=True).start()
 
 
 def _run(name: str, seed: int) -> Figures:
@@ -242,6 +277,10 @@ class Claim:
     above: float = -math.inf
     below: float = math.inf
     unit: str = ""
+
+    def __post_init__(self) -> None:
+        if self.above == -math.inf and self.below == math.inf:
+            raise ValueError(f"the claim {self.name} has no bound")
 
     def describe(self) -> str:
         """Write what is measured, and its bounds."""

@@ -9,10 +9,11 @@ import argparse
 import hashlib
 import os
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from .. import checkpoint
-from . import HERE, LOGS, Claim, Record, claims, load, repeat
+from . import HERE, LIBRARIES, LOGS, Claim, Record, claims, load, repeat
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,8 +103,8 @@ def _problem(
 
 
 def _fresh() -> Path:
-    """A folder for runs of the code as it is now, so that a call can go on."""
-    digest = hashlib.sha256()
+    """A folder for runs of this code and these libraries; a call can go on there."""
+    digest = hashlib.sha256(" ".join(map(version, LIBRARIES)).encode())
     for folder in (HERE, Path(checkpoint.__file__).parent):
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
