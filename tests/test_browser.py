@@ -184,7 +184,7 @@ CONTRAST = """
 
 # Formulas in the text do not scroll: what is too wide cannot be reached.
 CUT_OFF = """
-    return [...document.querySelectorAll("mjx-container:not([display])")]
+    return [...document.querySelectorAll("article mjx-container:not([display])")]
         .filter(formula => !formula.closest("table"))
         .map(formula => formula.getBoundingClientRect().right)
         .filter(right => right > window.innerWidth);

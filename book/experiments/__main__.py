@@ -103,7 +103,7 @@ def _problem(
 
 
 def _fresh() -> Path:
-    """A folder for runs of this code and these libraries; a call can go on there."""
+    """A folder for runs of this code, where a call can go on."""
     digest = hashlib.sha256(" ".join(map(version, LIBRARIES)).encode())
     for folder in (HERE, Path(checkpoint.__file__).parent):
         for path in sorted(folder.rglob("*.py")):
