@@ -159,12 +159,15 @@ def rotate(
         (..., L, D), each vector as long as before.
 
     Raises:
+        TypeError: `x` holds integers, which cannot turn.
         ValueError: D is not even, or the positions do not match L.
 
     Source:
         Su et al. 2021, "RoFormer", equation 34.
     """
     length, dim = x.shape[-2:]
+    if not x.is_floating_point():  # sine and cosine would be rounded to integers
+        raise TypeError(f"x must be floating-point, got {x.dtype}")
     if positions is None:
         positions = torch.arange(length, device=x.device)
     if positions.shape != (length,):

@@ -175,6 +175,7 @@ LAYERS = [
 POSITIONS = [
     ("odd", lambda: sinusoidal_positions(3, 5), V, "even", "5"),
     ("2d width", lambda: sinusoidal_positions_2d(2, 2, 6), V, "embed_dim=6", "by 4"),
+    ("rotate integers", lambda: rotate(torch.ones(2, 2).long()), T, "floating", "64"),
     ("rotate odd", lambda: rotate(zeros(2, 3)), V, "even", "3"),
     ("rotate positions", lambda: rotate(zeros(2, 4), zeros(3)), V, "(2,)", "(3,)"),
     ("rotate 2d width", lambda: rotate_2d(zeros(5, 6), 2), V, "by 4", "6"),

@@ -321,6 +321,7 @@ def test_records_are_added_to(recorded, monkeypatch):
         (["--seeds", "9"], "needs two seeds"),
         (["--seeds", "2-3"], r"the record of tried holds seeds \[2\]: choose others"),
         (["--record"], "--record needs --seeds"),
+        (["--processes", "0"], "--processes must be 1 or more, got 0"),
     ],
 )
 def test_what_cannot_be_done(recorded, capsys, arguments, message):

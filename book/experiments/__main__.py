@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # An experiment that bears no claim is run if it is asked for by name.
     names = {claim.experiment for claim in chosen} | experiments & only
     records = {name: load(name) for name in sorted(names)}
+    if given.processes < 1:
+        parser.error(f"--processes must be 1 or more, got {given.processes}")
     if problem := _problem(given.seeds, given.record, records):
         parser.error(problem)
     if given.seeds:
