@@ -357,7 +357,7 @@ import os, time
 from pathlib import Path
 
 def run(seed):
-    Path("pid").write_text(str(os.getpid()))
+    Path("pid").write_text(str(os.getpid()), "utf-8")
     time.sleep(60)
 """
 
@@ -376,10 +376,10 @@ def test_a_killed_call_leaves_no_process_behind(own):
     call = [sys.executable, "-m", "minivit.experiments", "tried", "--seeds", "5-6"]
     running = subprocess.Popen(call, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
-    while not ((own / "pid").exists() and (own / "pid").read_text()):
+    while not ((own / "pid").exists() and (own / "pid").read_text("utf-8")):
         assert time.monotonic() < until
         time.sleep(0.1)
-    pid = int((own / "pid").read_text())
+    pid = int((own / "pid").read_text("utf-8"))
     running.kill()
     running.wait()
     while alive(pid):
