@@ -332,7 +332,7 @@ def test_what_cannot_be_done(recorded, capsys, arguments, message):
 
 
 ADDS = """
-from minivit.experiments import Record, load
+from minivit.experiments import Record
 from pathlib import Path
 
 def run(seed):

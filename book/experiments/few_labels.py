@@ -10,6 +10,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
 
 import minivit
+from minivit.experiments.digits_to_digits import read
 from minivit.transfer import new_head
 from minivit.vit import ViT
 
@@ -44,12 +45,6 @@ def for_vit(cut, about):
     rgb = F.interpolate(rgb, size=32, mode="bilinear", antialias=True)
     mean, std = torch.tensor([about["mean"], about["std"]])[:, :, None, None]
     return (rgb - mean) / std  # (B, 3, 32, 32)
-
-
-@torch.no_grad()
-def read(model, images):
-    """What the head reads: CLS behind the last layer and norm, (B, E)."""
-    return model.eval().features(images)[:, 0]
 
 
 def roughness(cut):
